@@ -1,0 +1,107 @@
+"""Ids, states and limits: the small vocabulary every room shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
+
+from .errors import OptionError
+
+State: TypeAlias = Literal["pending", "running", "waiting", "paused", "held", "completed", "failed", "cancelled"]
+
+ENDED: Final[frozenset[str]] = frozenset({"completed", "failed", "cancelled"})
+
+RouteKey: TypeAlias = str | int | bool | Enum
+
+S = TypeVar("S", covariant=True)
+R = TypeVar("R", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Again(Generic[S]):
+    """Returned by a loop's body: take another turn with ``value``."""
+
+    value: S
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[R]):
+    """Returned by a loop's body: leave the loop with ``value``."""
+
+    value: R
+
+
+class ConflictPolicy(StrEnum):
+    """What ``start`` does when the instance id exists already."""
+
+    FAIL = "fail"
+    USE_EXISTING = "use_existing"
+    TERMINATE_EXISTING = "terminate_existing"
+    RESTART_IF_FAILED = "restart_if_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Numbers that bound what is stored; checked before memory is taken.
+
+    ``value_bytes`` bounds one encoded value, ``depth`` its nesting, ``keys`` the entries of one container,
+    ``int_digits`` the decimal digits of one integer, ``error_bytes`` the text of one recorded error.
+
+    Example:
+        >>> Limits(value_bytes=64 * 1024).value_bytes
+        65536
+    """
+
+    value_bytes: int = 8 * 1024 * 1024
+    depth: int = 200
+    keys: int = 1_000_000
+    int_digits: int = 10_000
+    error_bytes: int = 64 * 1024
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+ID_BYTES_MAX: Final = 256  # fits every database's index key; the same bound as Temporal's practical ids
+NAME_CHARS_MAX: Final = 64  # a path of ten nested nodes stays readable on one line
+NODES_MAX: Final = 20_000  # a plan is loaded whole; beyond this a loop or a child is the better shape
+NEST_MAX: Final = 50  # recursion in the compiler stays far below Python's limit
+METADATA_BYTES_MAX: Final = 64 * 1024
+
+_NAME_REFUSED: Final = frozenset("/[]#=")
+
+
+def check_name(name: object, what: str) -> str:
+    """Return ``name`` if it may name a workflow, node or signal, else raise :class:`OptionError`.
+
+    A name has 1 to 64 printable characters, none of ``/ [ ] # =``, which paths use.
+    """
+    if not isinstance(name, str):
+        raise OptionError(f"{what} must be a str, not {type(name).__name__}")
+    if not 1 <= len(name) <= NAME_CHARS_MAX:
+        raise OptionError(f"{what} must have 1 to {NAME_CHARS_MAX} characters, {name[:80]!r} has {len(name)}")
+    if bad := next((c for c in name if c in _NAME_REFUSED or not c.isprintable()), None):
+        raise OptionError(f"{what} {name!r} contains {bad!r}; / [ ] # = and control characters are used by paths")
+    return name
+
+
+def check_instance_id(instance_id: object) -> str:
+    """Return ``instance_id`` if it may name an instance, else raise :class:`OptionError`.
+
+    An id has 1 to 256 bytes of UTF-8 and no control character.
+    """
+    if not isinstance(instance_id, str):
+        raise OptionError(f"an instance id must be a str, not {type(instance_id).__name__}")
+    try:
+        size = len(instance_id.encode())
+    except UnicodeEncodeError:
+        raise OptionError(f"instance id {instance_id!r} is not valid Unicode text") from None
+    if not 1 <= size <= ID_BYTES_MAX:
+        raise OptionError(f"an instance id must have 1 to {ID_BYTES_MAX} bytes, this one has {size}")
+    if any(ord(c) < 32 or ord(c) == 127 for c in instance_id):
+        raise OptionError(f"instance id {instance_id!r} contains a control character")
+    return instance_id
+
+
+Metadata: TypeAlias = Mapping[str, object]

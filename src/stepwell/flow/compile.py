@@ -1,0 +1,501 @@
+"""From the author's tree to the plan: numbering, naming, wiring, and every check a build makes.
+
+The compiler walks the tree once, gives each node a row and each source an argument in terms of rows, and keeps what is not
+data (callables, types, constants, source lines) in :class:`Bodies`. A workflow used as a child is walked again at each use,
+with its input standing for the caller's argument, so a child costs nothing at run time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, Literal, TypeAlias, Union, get_args, get_origin
+
+import msgspec
+
+from ..codec import JsonCodec, assignable, digest, type_name
+from ..errors import CodecError, GraphError
+from ..retry import Retry
+from ..types import NEST_MAX, NODES_MAX
+from . import nodes as n
+from .fingerprint import fingerprint_of
+from .plan import NONE, PLAN_VERSION, Arg, Built, Constant, Plan, PlanData, PlanNode, Ref, RetryNumbers, Selected, refs
+from .task import AnyTask
+
+HIDDEN: Final = frozenset({"case", "turn", "timeout"})  # values inside may not exist, or exist many times
+
+
+@dataclass(slots=True)
+class Bodies:
+    """What belongs to a plan but is not data, by node.
+
+    Attributes:
+        tasks: the user's tasks.
+        types: the declared type of each value that a node yields.
+        wanted: the declared types of a task's arguments, positional then by name; ``Any`` where none is declared.
+        cases: for each route, the case's name by typed key.
+        constants: values written in the workflow, by :class:`~stepwell.flow.plan.Constant` index.
+        where: ``file:line`` of the user's call.
+    """
+
+    tasks: dict[int, AnyTask] = field(default_factory=lambda: {})
+    types: dict[int, object] = field(default_factory=lambda: {})
+    wanted: dict[int, tuple[tuple[object, ...], dict[str, object]]] = field(default_factory=lambda: {})
+    cases: dict[int, dict[tuple[type, object], str]] = field(default_factory=lambda: {})
+    constants: list[object] = field(default_factory=lambda: [])
+    where: dict[int, str] = field(default_factory=lambda: {})
+
+
+@dataclass(slots=True)
+class _Row:
+    kind: Any
+    name: str
+    parent: int
+    depth: int
+    children: list[int] = field(default_factory=lambda: [])
+    more: dict[str, Any] = field(default_factory=lambda: {})
+
+
+_Env: TypeAlias = dict[int, Arg]
+
+
+def compile_workflow(name: str, body: n.Body, input_type: object, has_input: bool, where: str) -> tuple[Plan, Bodies]:
+    """Return the plan of a workflow and what belongs to it.
+
+    Raises:
+        GraphError: with the file and line of the user's call that cannot be built.
+    """
+    compiler = _Compiler()
+    compiler.root(name, body, input_type if has_input else None, has_input, where)
+    nodes = compiler.nodes()
+    return Plan(PlanData(PLAN_VERSION, name, nodes, fingerprint_of(name, nodes))), compiler.bodies
+
+
+class _Compiler:
+    def __init__(self) -> None:
+        self.rows: list[_Row] = []
+        self.bodies = Bodies()
+        self.codec = JsonCodec()
+        self.names: dict[int, Counter[str]] = {}
+        self.callables: dict[str, AnyTask] = {}
+
+    # --- rows ---
+
+    def row(self, kind: str, name: str, parent: int, depth: int, where: str = "", **more: Any) -> int:
+        if len(self.rows) >= NODES_MAX:
+            raise GraphError(f"a workflow has at most {NODES_MAX} nodes; use a loop or several instances", where)
+        index = len(self.rows)
+        self.rows.append(_Row(kind, self._unique(parent, name), parent, depth, more=more))
+        if parent >= 0:
+            self.rows[parent].children.append(index)
+        self.bodies.where[index] = where
+        return index
+
+    def _unique(self, parent: int, name: str) -> str:
+        counts = self.names.setdefault(parent, Counter())
+        counts[name] += 1
+        return name if counts[name] == 1 else f"{name}#{counts[name]}"
+
+    def nodes(self) -> tuple[PlanNode, ...]:
+        self._find_needs()
+        return tuple(
+            PlanNode(row.kind, row.name, row.parent, row.depth, tuple(row.children), **row.more) for row in self.rows
+        )
+
+    # --- sequences ---
+
+    def root(self, name: str, body: n.Body, input_type: object, has_input: bool, where: str) -> None:
+        if not body.nodes:
+            raise GraphError(f"workflow {name!r} has no steps; call at least one task in it", where)
+        self.sequence("root", name, NONE, 0, body, {}, where, entrance=(input_type,) if has_input else ())
+        output = self.rows[0].more.get("output", NONE)
+        self.rows[0].more["interface"] = _interface(
+            f"in={type_name(input_type) if has_input else '-'}", f"out={type_name(self.bodies.types.get(output, Any))}"
+        )
+
+    def sequence(
+        self, kind: str, name: str, parent: int, depth: int, body: n.Body, env: _Env, where: str,
+        entrance: tuple[object, ...] = (),
+    ) -> int:  # fmt: skip
+        """Add a body as a sequence. ``entrance`` holds the type of the value it is entered with, if it has a place for one."""
+        index = self.row(kind, name, parent, depth, where)
+        self._check_nesting(index, where)
+        if entrance:
+            place = self.row("input", "input", index, depth, where)
+            self.bodies.types[place] = entrance[0]
+            env[id(body)] = Ref(place)
+        for node in body.nodes:
+            self.node(node, index, depth, env)
+        if body.output is not None:
+            self.rows[index].more["output"] = self.value_of(body.output, "result", index, depth, env, where)
+        return index
+
+    def _check_nesting(self, index: int, where: str) -> None:
+        deep = sum(1 for _ in self._upwards(index))
+        if deep > 3 * NEST_MAX:
+            raise GraphError(f"nodes are nested more than {NEST_MAX} deep; make a part its own workflow", where)
+
+    def _upwards(self, index: int) -> Iterator[int]:
+        while index >= 0:
+            yield index
+            index = self.rows[index].parent
+
+    # --- sources ---
+
+    def value_of(self, source: n.Source, name: str, parent: int, depth: int, env: _Env, where: str) -> int:
+        """Return the node whose value ``source`` is, packing it into one where it is more than a reference."""
+        arg = self.arg(source, parent, env, where)
+        if isinstance(arg, Ref):
+            return arg.node
+        index = self.row("pack", name, parent, depth, where, args=(arg,), interface=_interface("pack"))
+        self.bodies.wanted[index] = ((Any,), {})
+        return index
+
+    def arg(self, source: n.Source, reader: int, env: _Env, where: str) -> Arg:
+        match source:
+            case n.Value(node):
+                return self._visible(env.get(id(node)), node.name, reader, where)
+            case n.Input(body):
+                return self._visible(env.get(id(body)), "the input", reader, where)
+            case n.Select(base, steps):
+                return Selected(self.arg(base, reader, env, where), steps)
+            case n.Const(value):
+                return self._constant(value, where)
+            case n.Display(kind, items, keys):
+                return Built(
+                    kind,
+                    tuple(self.arg(item, reader, env, where) for item in items),
+                    tuple(self._constant(key, where) for key in keys),
+                )
+
+    def _constant(self, value: object, where: str) -> Constant:
+        try:
+            text = digest(self.codec, value).hex()
+        except CodecError as error:
+            raise GraphError(f"a constant of a workflow must be storable: {error}", where) from None
+        self.bodies.constants.append(value)
+        return Constant(len(self.bodies.constants) - 1, text)
+
+    def _visible(self, arg: Arg | None, what: str, reader: int, where: str) -> Arg:
+        if arg is None:
+            raise GraphError(f"the value of {what!r} is not known here: it belongs to another workflow or comes later", where)
+        around = set(self._upwards(reader))
+        for producer in refs(arg):
+            scope = next((s for s in self._upwards(self.rows[producer].parent) if s in around or self.rows[s].kind in HIDDEN), 0)
+            if scope not in around:
+                kind = {"case": "a route's case", "turn": "a loop's body", "timeout": "a timeout branch"}[self.rows[scope].kind]
+                raise GraphError(f"the value of {what!r} lives inside {kind}; return it from there to use it outside", where)
+        return arg
+
+    # --- nodes ---
+
+    def node(self, node: n.Node, parent: int, depth: int, env: _Env) -> None:
+        match node:
+            case n.TaskNode():
+                index = self._task(node, parent, depth, env)
+            case n.ParallelNode():
+                index = self._parallel(node, parent, depth, env)
+            case n.BranchNode():
+                index = self._branch(node, parent, depth, env)
+            case n.RouteNode():
+                index = self._route(node, parent, depth, env)
+            case n.LoopNode():
+                index = self._loop(node, parent, depth, env)
+            case n.DelayNode():
+                index = self.row("delay", node.name, parent, depth, node.where, duration_us=node.duration_us)
+            case n.SignalNode():
+                index = self._signal(node, parent, depth, env)
+            case n.ChildNode():
+                index = self._child(node, parent, depth, env)
+        row = self.rows[index]
+        row.more.setdefault("interface", _interface(row.kind))
+        if node.was:
+            row.more["was"] = node.was
+        env[id(node)] = Ref(index)
+
+    def _task(self, node: n.TaskNode, parent: int, depth: int, env: _Env) -> int:
+        task, options = node.task, node.task.options
+        self._check_same_callable(task, node.where)
+        args = tuple(self.arg(a, parent, env, node.where) for a in node.args)
+        kwargs = tuple((k, self.arg(a, parent, env, node.where)) for k, a in node.kwargs.items())
+        wanted = _wanted(task, len(args), node.kwargs)
+        index = self.row(
+            "task", node.name, parent, depth, node.where, args=args, kwargs=kwargs, task=task.name,
+            retry=_numbers(options.retry), timeout_us=options.timeout_us, delivery=options.delivery,
+            priority=options.priority, tags=options.tags, interface=_task_interface(task),
+        )  # fmt: skip
+        self.bodies.tasks[index], self.bodies.wanted[index] = task, wanted
+        self.bodies.types[index] = task.returns
+        self._check_types(node, args, wanted[0], kwargs, wanted[1])
+        return index
+
+    def _check_same_callable(self, task: AnyTask, where: str) -> None:
+        known = self.callables.setdefault(task.name, task)
+        if known.fn is not task.fn:
+            raise GraphError(
+                f"two functions are called {task.name!r} in one workflow, at {known.where} and {task.where}; "
+                f"give one of them a name: @task('other-name')", where,
+            )  # fmt: skip
+
+    def _check_types(
+        self, node: n.TaskNode, args: Sequence[Arg], wanted: Sequence[object],
+        kwargs: Sequence[tuple[str, Arg]], wanted_by_name: Mapping[str, object],
+    ) -> None:  # fmt: skip
+        names = list(node.task.params)
+        pairs = [(names[min(i, len(names) - 1)], a, w) for i, (a, w) in enumerate(zip(args, wanted, strict=True))]
+        for name, arg, declared in [*pairs, *((k, a, wanted_by_name[k]) for k, a in kwargs)]:
+            produced = self.type_of(arg)
+            if assignable(produced, declared) is False:
+                raise GraphError(
+                    f"{node.name!r} wants {name}: {type_name(declared)}, but it is given {type_name(produced)} "
+                    f"by {self._describe(arg)}", node.where,
+                )  # fmt: skip
+
+    def type_of(self, arg: Arg) -> object:
+        """Return the declared type of an argument, ``Any`` where it cannot be known at build."""
+        match arg:
+            case Ref(node):
+                return self.bodies.types.get(node, Any)
+            case Constant(index):
+                return type(self.bodies.constants[index])
+            case _:
+                return Any
+
+    def _describe(self, arg: Arg) -> str:
+        if isinstance(arg, Ref):
+            row = self.rows[arg.node]
+            return "the workflow's input" if row.kind == "input" and row.parent == 0 else f"{row.name!r}"
+        return "a constant"
+
+    def _parallel(self, node: n.ParallelNode, parent: int, depth: int, env: _Env) -> int:
+        if not node.children:
+            raise GraphError("parallel() holds no steps", node.where)
+        index = self.row("parallel", node.name, parent, depth, node.where, on_error=node.on_error)
+        self.rows[index].more["interface"] = _interface("parallel", node.on_error)
+        for child in node.children:
+            self.node(child, index, depth, env)
+        return index
+
+    def _branch(self, node: n.BranchNode, parent: int, depth: int, env: _Env) -> int:
+        if not node.body.nodes:
+            raise GraphError(f"branch {node.name!r} holds no steps", node.where)
+        index = self.sequence("branch", node.name, parent, depth, node.body, env, node.where)
+        self._inherit_type(index, index)
+        return index
+
+    def _inherit_type(self, index: int, sequence: int) -> None:
+        output = self.rows[sequence].more.get("output", NONE)
+        self.bodies.types[index] = self.bodies.types.get(output, Any) if output != NONE else type(None)
+
+    def _route(self, node: n.RouteNode, parent: int, depth: int, env: _Env) -> int:
+        if not node.cases and node.default is None:
+            raise GraphError(f"route {node.name!r} has no cases", node.where)
+        key = self.arg(node.key, parent, env, node.where)
+        check_cases(node)
+        index = self.row("route", node.name, parent, depth, node.where, args=(key,))
+        self.bodies.wanted[index] = ((node.key_type if node.key_type is not None else Any,), {})
+        self.bodies.cases[index] = {}
+        ends = [self._case(index, node, key_value, body, depth, env) for key_value, body in node.cases]
+        if node.default is not None:
+            ends.append(self.sequence("case", "else", index, depth, node.default, env, node.where))
+        self.rows[index].more["interface"] = _interface("route", node.label)
+        types = [self.bodies.types.get(self.rows[end].more.get("output", NONE), Any) for end in ends]
+        self.bodies.types[index] = types[0] if all(t == types[0] for t in types) else Any
+        return index
+
+    def _case(self, route: int, node: n.RouteNode, key: object, body: n.Body, depth: int, env: _Env) -> int:
+        segment = f"{node.label}={key_text(key)}"
+        if any(self.rows[c].name == segment for c in self.rows[route].children):
+            raise GraphError(f"route {node.name!r} has two cases that read {segment!r}", node.where)
+        self.bodies.cases[route][(type(key), key)] = segment
+        return self.sequence("case", segment, route, depth, body, env, node.where)
+
+    def _loop(self, node: n.LoopNode, parent: int, depth: int, env: _Env) -> int:
+        first = self.value_of(node.first, f"{node.name}-first", parent, depth, env, node.where)
+        index = self.row(
+            "loop", node.name, parent, depth, node.where, first=first, max_iterations=node.max_iterations, on_max=node.on_max,
+        )  # fmt: skip
+        entered_with = node.body.input_type if node.body.input_type is not None else Any
+        turn = self.sequence("turn", "turn", index, depth + 1, node.body, env, node.where, entrance=(entered_with,))
+        self._check_says_again(self.rows[turn].more.get("output", NONE), node)
+        self._inherit_type(index, turn)
+        self.bodies.types[index] = loop_result(self.bodies.types[index], node.on_max)
+        self.rows[index].more["interface"] = _interface("loop")
+        return index
+
+    def _check_says_again(self, output: int, node: n.LoopNode) -> None:
+        """A turn's value must come from a task: nothing else can say Again or Done."""
+        kind = self.rows[output].kind if output != NONE else "none"
+        if kind == "task":
+            returns = self.bodies.types[output]
+            if not may_say_again(returns):
+                raise GraphError(
+                    f"loop {node.name!r} goes on by what its body returns: {self.rows[output].name!r} returns "
+                    f"{type_name(returns)}, not Again or Done", node.where,
+                )  # fmt: skip
+        elif kind in ("route", "child", "branch"):
+            inner = [c for c in self.rows[output].children if self.rows[c].kind == "case"] or [output]
+            for sequence in inner:
+                self._check_says_again(self.rows[sequence].more.get("output", NONE), node)
+        else:
+            raise GraphError(f"loop {node.name!r}: its body must end with a task that returns Again or Done", node.where)
+
+    def _signal(self, node: n.SignalNode, parent: int, depth: int, env: _Env) -> int:
+        self._check_signal_type(node)
+        index = self.row(
+            "signal", node.name, parent, depth, node.where, signal=node.signal, timeout_us=node.timeout_us or 0,
+            interface=_interface("signal", node.signal, type_name(node.payload_type)),
+        )  # fmt: skip
+        self.bodies.types[index] = node.payload_type
+        if node.on_timeout is not None:
+            self.sequence("timeout", "timeout", index, depth, node.on_timeout, env, node.where)
+        return index
+
+    def _check_signal_type(self, node: n.SignalNode) -> None:
+        for index, row in enumerate(self.rows):
+            if row.kind == "signal" and row.more["signal"] == node.signal and self.bodies.types[index] != node.payload_type:
+                raise GraphError(
+                    f"signal {node.signal!r} is awaited with two payload types, {type_name(self.bodies.types[index])} and "
+                    f"{type_name(node.payload_type)}; one name has one type", node.where,
+                )  # fmt: skip
+
+    def _child(self, node: n.ChildNode, parent: int, depth: int, env: _Env) -> int:
+        workflow = node.workflow
+        inner: _Env = {}
+        if node.arg is not None:
+            inner[id(workflow.body)] = self.arg(node.arg, parent, env, node.where)
+            produced = self.type_of(inner[id(workflow.body)])
+            if assignable(produced, workflow.input_type) is False:
+                raise GraphError(
+                    f"workflow {workflow.name!r} wants {type_name(workflow.input_type)}, but it is given {type_name(produced)}",
+                    node.where,
+                )
+        index = self.sequence("child", node.name, parent, depth, workflow.body, inner, node.where)
+        self._inherit_type(index, index)
+        self.rows[index].more["interface"] = _interface("child", workflow.name)
+        return index
+
+    # --- data flow inside parallels ---
+
+    def _find_needs(self) -> None:
+        """Say which siblings a child of a parallel must wait for: those whose values anything inside it reads."""
+        for reader, row in enumerate(self.rows):
+            for read in _reads(row):
+                above = {parent: child for child, parent in self._steps_up(read)}
+                for child, parent in self._steps_up(reader):
+                    producer = above.get(parent)
+                    if self.rows[parent].kind == "parallel" and producer is not None and producer != child:
+                        needs = self.rows[child].more.get("needs", ())
+                        self.rows[child].more["needs"] = tuple(sorted({*needs, producer}))
+
+    def _steps_up(self, index: int) -> Iterator[tuple[int, int]]:
+        while (parent := self.rows[index].parent) >= 0:
+            yield index, parent
+            index = parent
+
+
+def _reads(row: _Row) -> Iterator[int]:
+    for arg in (*row.more.get("args", ()), *(a for _, a in row.more.get("kwargs", ()))):
+        yield from refs(arg)
+    for place in ("output", "first"):
+        if row.more.get(place, NONE) != NONE:
+            yield row.more[place]
+
+
+# --- texts and types ------------------------------------------------------------------------
+
+
+def _interface(*parts: str) -> str:
+    return msgspec.json.encode(parts).decode()
+
+
+def _task_interface(task: AnyTask) -> str:
+    inputs = [f"{p.name}:{type_name(p.annotation)}" for p in task.params.values()]
+    return _interface("task", task.name, task.options.version, type_name(task.returns), *inputs)
+
+
+def _numbers(policy: Retry) -> RetryNumbers:
+    return RetryNumbers(policy.attempts, policy.delay_us, policy.factor, policy.max_delay_us, policy.jitter)
+
+
+def _wanted(task: AnyTask, count: int, kwargs: Mapping[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
+    kinds = [p for p in task.params.values() if p.kind.name in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")]
+    rest = next((p.annotation for p in task.params.values() if p.kind.name == "VAR_POSITIONAL"), Any)
+    more = next((p.annotation for p in task.params.values() if p.kind.name == "VAR_KEYWORD"), Any)
+    positional = tuple(kinds[i].annotation if i < len(kinds) else rest for i in range(count))
+    return positional, {k: task.params[k].annotation if k in task.params else more for k in kwargs}
+
+
+def key_text(key: object) -> str:
+    """Return a route key as it stands in paths: typed, and without the characters that paths use."""
+    if isinstance(key, Enum):
+        return key.name
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    if isinstance(key, int):
+        return str(key)
+    text = str(key)
+    quoted = f"'{text}'" if text in ("true", "false", "", "else") or text.lstrip("-").isdecimal() else text
+    return "".join(c if c.isprintable() and c not in "/[]#=%" else "".join(f"%{b:02X}" for b in c.encode()) for c in quoted)
+
+
+def check_cases(node: n.RouteNode) -> None:
+    """Refuse keys that no value can have, and declared values without a case. Raises GraphError."""
+    for key, _ in node.cases:
+        if not isinstance(key, str | int | Enum):
+            raise GraphError(f"route {node.name!r}: a key is a str, int, bool or Enum, not {type(key).__name__}", node.where)
+    declared = declared_keys(node.key_type)
+    if declared is None:
+        return
+    given = {(type(k), k) for k, _ in node.cases}
+    if extra := [k for k, _ in node.cases if (type(k), k) not in declared]:
+        raise GraphError(f"route {node.name!r}: {extra[0]!r} is not one of {type_name(node.key_type)}", node.where)
+    missing = [k for t, k in declared if (t, k) not in given]
+    if missing and node.default is None:
+        listed = ", ".join(repr(k) for k in missing)
+        raise GraphError(f"route {node.name!r} has no case for {listed}; add one or a default", node.where)
+
+
+def declared_keys(declared: object) -> list[tuple[type, object]] | None:
+    """Return all values of an Enum, Literal or bool type, or ``None`` if the type does not list them."""
+    if isinstance(declared, type) and issubclass(declared, Enum):
+        return [(declared, member) for member in declared]
+    if get_origin(declared) is Literal:
+        return [(type(v), v) for v in get_args(declared)]
+    if declared is bool:
+        return [(bool, True), (bool, False)]
+    return None
+
+
+def may_say_again(declared: object) -> bool:
+    """Say whether a return type mentions Again or Done, or is not declared."""
+    parts = [declared, *get_args(declared)]
+    names = {getattr(get_origin(p) or p, "__name__", "") for p in parts}
+    return declared is Any or declared is object or bool(names & {"Again", "Done", "TypeVar"})
+
+
+def turn_types(declared: object) -> tuple[object, object]:
+    """Return S and R of ``Again[S] | Done[R]``, ``Any`` where they are not declared."""
+    again, done = [], []
+    for part in [declared, *get_args(declared)]:
+        origin = get_origin(part)
+        name = getattr(origin, "__name__", "")
+        if name == "Again":
+            again.append(get_args(part)[0])
+        elif name == "Done":
+            done.append(get_args(part)[0])
+    return _one(again), _one(done)
+
+
+def _one(types: Sequence[object]) -> object:
+    return types[0] if len(types) == 1 else Any
+
+
+def loop_result(declared: object, on_max: n.OnMax) -> object:
+    """Return the declared type of a loop whose body returns ``declared``."""
+    again, done = turn_types(declared)
+    if on_max == "fail" or again == done:
+        return done
+    return Any if Any in (again, done) else Union[again, done]  # noqa: UP007  # the operands are values here

@@ -1,0 +1,587 @@
+"""``@workflow``: a graph written as a function, which is run once with handles instead of values.
+
+While the function runs, a :class:`Recorder` is the active tracer: every task or workflow that is called adds a node to
+the innermost open block and answers with a :class:`~stepwell.flow.handle.Handle`. ``parallel()``, ``branch()``,
+``route()`` and ``loop()`` open blocks. An ``async def`` is run by one ``send(None)``: awaiting a handle does not
+suspend, so whatever suspends awaits something that has no place in a graph.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypeVar, cast, overload
+
+from stepwell.errors import GraphError, OptionError, UsageError
+from stepwell.timing import Duration
+from stepwell.types import DEFAULT_LIMITS, Again, Done
+
+from .declared import declared
+from .handle import Handle, Origin, Scope, ScopeKind
+from .nodes import (
+    Body,
+    BranchNode,
+    ChildNode,
+    Const,
+    DelayNode,
+    Display,
+    DisplayKind,
+    Input,
+    LoopNode,
+    Node,
+    OnError,
+    OnMax,
+    ParallelNode,
+    RouteNode,
+    Select,
+    SignalNode,
+    Source,
+    TaskNode,
+    Value,
+)
+from .steps import (
+    body_name,
+    checked_cases,
+    checked_name,
+    checked_on_error,
+    checked_turns,
+    entry_type,
+    is_task,
+    is_workflow,
+    label,
+    span_us,
+    timeout_span_us,
+)
+from .task import AnyTask, own_name, resolved_hints, unresolved
+from .tracer import active_tracer, call_site, tracing, user_frame
+from .workflow import Workflow
+
+if TYPE_CHECKING:
+    from .workflow import AnyWorkflow
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+K = TypeVar("K")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+
+Async: TypeAlias = Coroutine[Any, Any, T]
+
+
+# --- the recorder ------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Turns the calls of one workflow function into nodes."""
+
+    def __init__(self, name: str, body: Body, *, is_async: bool) -> None:
+        self.is_async = is_async
+        self.scope = Scope("workflow", f"workflow {name!r}", body.nodes)
+        self._awaiting: dict[Node, Handle] = {}
+        self._in_parallel: list[SignalNode] = []
+        self._read: set[Node] = set()
+
+    # what tasks and workflows call
+
+    def call(self, task: AnyTask, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Handle:
+        where = call_site()
+        if task.is_async and not self.is_async:
+            raise GraphError(
+                f"task {task.name!r} is async; make the workflow an `async def` and write `await` before the call",
+                where,
+            )
+        sources = {name: self.source(value, where) for name, value in kwargs.items()}
+        bound = task.bind(tuple(self.source(value, where) for value in args), sources, where)
+        return self.add(TaskNode(task.node_name, task, *bound, where=where, was=task.was), ready=not task.is_async)
+
+    def child(self, workflow: AnyWorkflow, args: tuple[object, ...]) -> Handle:
+        where = call_site()
+        if len(args) != workflow.has_input:
+            wanted = "one argument" if workflow.has_input else "no argument"
+            raise GraphError(f"workflow {workflow.name!r} takes {wanted}, not {len(args)}", where)
+        arg = self.source(args[0], where) if args else None
+        return self.add(ChildNode(workflow.name, workflow, arg, where=where))
+
+    # nodes and blocks
+
+    def add(self, node: Node, *, ready: bool = True) -> Handle:
+        """Append a node to the open block and return the handle of its value."""
+        if self.scope.kind == "parallel":
+            self._check_stands_in_parallel(node)
+        self.scope.nodes.append(node)
+        made_by = f"{_kind(node)} {node.name!r}"
+        if ready:
+            return Handle(Origin(Value(node), self.scope.home, made_by, node.where))
+        self._awaiting[node] = Handle(
+            Origin(Value(node), self.scope.home, made_by, node.where, False, lambda: self._awaiting.pop(node, None))
+        )
+        return self._awaiting[node]
+
+    def _check_stands_in_parallel(self, node: Node) -> None:
+        if isinstance(node, DelayNode):
+            raise GraphError(
+                f"delay {node.name!r} stands directly in a parallel(), where nothing waits for it; "
+                f'put it in a `with branch("name"):` with what follows it',
+                node.where,
+            )
+        if isinstance(node, SignalNode):
+            self._in_parallel.append(node)
+
+    def block(self, kind: ScopeKind, title: str, nodes: list[Node]) -> _Block:
+        """Open a block; ``with recorder.block(...):`` records into ``nodes``."""
+        return _Block(self, Scope(kind, title, nodes, self.scope))
+
+    def body(self, kind: ScopeKind, title: str, fn: Callable[..., object], *, takes: object = None) -> Body:
+        """Trace a function into a body of its own; it is called with a handle if ``takes`` is a type."""
+        where = call_site()
+        _check_takes(fn, 0 if takes is None else 1, title, where)
+        body = Body(input_type=takes)
+        with self.block(kind, title, body.nodes):
+            args = () if takes is None else (Handle(Origin(Input(body), self.scope, f"the value of {title}", where)),)
+            body.output = self.source(self.run(fn, args), where)
+        return body
+
+    def run(self, fn: Callable[..., object], args: tuple[Handle, ...]) -> object:
+        """Call a function of the user's and return what it returns, awaited."""
+        result = fn(*args)
+        if isinstance(result, Handle) and not result.__origin__.ready:
+            result = _awaited(result)
+        return self._driven(result) if inspect.iscoroutine(result) else result
+
+    def _driven(self, coroutine: Coroutine[object, None, object]) -> object:
+        where = call_site()
+        if not self.is_async:
+            coroutine.close()
+            raise GraphError("an async function stands in a sync workflow; make the workflow an `async def`", where)
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            return cast(object, end.value)
+        except RuntimeError as error:
+            if "event loop" not in str(error):
+                raise
+            raise GraphError(_SUSPENDED, where) from error
+        coroutine.close()
+        raise GraphError(_SUSPENDED, where)
+
+    # values
+
+    def source(self, value: object, where: str, depth: int = 0) -> Source:
+        """Return where a value comes from: a handle's source, a display around handles, or a constant."""
+        if isinstance(value, Handle):
+            return self._read_handle(value.__origin__, where)
+        if depth > DEFAULT_LIMITS.depth:
+            raise GraphError(f"an argument is nested deeper than {DEFAULT_LIMITS.depth}", where)
+        kind = _DISPLAYS.get(type(value))
+        if kind == "dict":
+            entries = cast("dict[object, object]", value)
+            return self._display(kind, list(entries.values()), tuple(entries), value, where, depth)
+        if kind is not None:
+            return self._display(kind, cast("list[object]", value), (), value, where, depth)
+        _check_constant(value, where)
+        return Const(value)
+
+    def _display(
+        self, kind: DisplayKind, items: list[object], keys: tuple[object, ...], whole: object, where: str, depth: int
+    ) -> Source:
+        sources = tuple(self.source(item, where, depth + 1) for item in items)
+        if all(isinstance(s, Const) for s in sources):
+            return Const(whole)
+        return Display(kind, sources, keys)
+
+    def _read_handle(self, origin: Origin, where: str) -> Source:
+        if not origin.ready:
+            raise GraphError(f"{origin.made_by} is async; write `await` before its call at {origin.where}", where)
+        if not self.scope.within(origin.home):
+            raise GraphError(
+                f"{origin.made_by}, made at {origin.where} inside {origin.home.title}, cannot be read outside of it; "
+                f"return it from there and use that result",
+                where,
+            )
+        if isinstance(node := _producer(origin.source), Value):
+            self._read.add(node.node)
+        return origin.source
+
+    def finish(self) -> None:
+        """Check what can be known only at the end. Raises GraphError."""
+        for origin in (handle.__origin__ for handle in self._awaiting.values()):
+            raise GraphError(
+                f"{origin.made_by} is async and was never awaited; write `await` before the call", origin.where
+            )
+        for node in self._in_parallel:
+            if node not in self._read:
+                raise GraphError(
+                    f"nobody reads signal {node.name!r}, which stands directly in a parallel(); "
+                    f'put it in a `with branch("name"):` with what waits for it',
+                    node.where,
+                )
+
+
+async def _awaited(handle: Handle) -> Handle:
+    return await handle
+
+
+_SUSPENDED = "a workflow may await async tasks only; put anything else that is awaited into a task"
+
+
+_DISPLAYS: Final[Mapping[type, DisplayKind]] = {list: "list", tuple: "tuple", dict: "dict"}
+
+
+class _Block:
+    """``with`` this, the recorder records into the scope."""
+
+    def __init__(self, recorder: Recorder, scope: Scope) -> None:
+        self._recorder, self._scope = recorder, scope
+
+    def __enter__(self) -> None:
+        self._recorder.scope = self._scope
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._scope.parent is not None
+        self._recorder.scope = self._scope.parent
+
+
+def _check_takes(fn: Callable[..., object], count: int, title: str, where: str) -> None:
+    if is_task(fn) or is_workflow(fn):
+        return  # they say so themselves when they are called
+    try:
+        inspect.signature(fn).bind(*[None] * count)
+    except TypeError as error:
+        takes = "one value" if count else "no arguments"
+        raise GraphError(f"{title} is a function of {takes}: {error}", where) from None
+
+
+def _kind(node: Node) -> str:
+    return type(node).__name__.removesuffix("Node").lower()
+
+
+def _producer(source: Source) -> Source:
+    return source.base if isinstance(source, Select) else source
+
+
+def _check_constant(value: object, where: str) -> None:
+    if type(value) in (Again, Done):
+        raise GraphError(f"{type(value).__name__}(...) is made in a task; a workflow function only passes it on", where)
+    if any(isinstance(inner, Handle) for inner in _inside(value)):
+        raise GraphError(
+            f"a {type(value).__name__} holds a handle; only list, tuple and dict displays may, "
+            f"so make the {type(value).__name__} in a task",
+            where,
+        )
+
+
+def _inside(value: object) -> list[object]:
+    if isinstance(value, tuple):
+        return list(cast("tuple[object, ...]", value))
+    return list(getattr(value, "__dict__", {}).values()) + [
+        getattr(value, name, None) for name in getattr(type(value), "__match_args__", ())
+    ]
+
+
+# --- @workflow -------------------------------------------------------------------------------------
+
+
+class WorkflowDecorator(Protocol):
+    """What ``@workflow(...)`` returns."""
+
+    @overload
+    def __call__(self, fn: Callable[[In], Async[Out]], /) -> Workflow[In, Out]: ...
+    @overload
+    def __call__(self, fn: Callable[[], Async[Out]], /) -> Workflow[None, Out]: ...
+    @overload
+    def __call__(self, fn: Callable[[In], Out], /) -> Workflow[In, Out]: ...
+    @overload
+    def __call__(self, fn: Callable[[], Out], /) -> Workflow[None, Out]: ...
+
+
+@overload
+def workflow(fn: Callable[[In], Async[Out]], /) -> Workflow[In, Out]: ...
+@overload
+def workflow(fn: Callable[[], Async[Out]], /) -> Workflow[None, Out]: ...
+@overload
+def workflow(fn: Callable[[In], Out], /) -> Workflow[In, Out]: ...
+@overload
+def workflow(fn: Callable[[], Out], /) -> Workflow[None, Out]: ...
+@overload
+def workflow(name: str | None = None, /, *, metadata: Mapping[str, object] | None = None) -> WorkflowDecorator: ...
+def workflow(fn: Callable[..., Any] | str | None = None, /, *, metadata: Mapping[str, object] | None = None) -> Any:
+    """Make a function a workflow: ``@workflow`` or ``@workflow("name", metadata={...})``.
+
+    The function takes one value or none. It is run once, here, with a handle in place of the value; the tasks it calls
+    become the graph. Statements run in the order written, except inside ``with parallel():``.
+
+    Args:
+        name: the workflow's name; default the function's.
+        metadata: readable in every task by ``task_context().metadata``; JSON-like.
+
+    Raises:
+        GraphError: the function cannot be made a graph; the message has the file and line.
+
+    Example:
+        >>> @workflow
+        ... def greet(name: str) -> str:
+        ...     return shout(salute(name))
+        >>> greet.name
+        'greet'
+    """
+    if fn is None or isinstance(fn, str):
+        return partial(_trace, name=fn, metadata=metadata)
+    return _trace(fn, None, metadata)
+
+
+def _trace(fn: Callable[..., Any], name: str | None, metadata: Mapping[str, object] | None) -> Workflow[Any, Any]:
+    where = call_site()
+    name = _workflow_name(fn, name, where)
+    hints = _workflow_hints(fn, name, where)
+    body = Body(input_type=_input_type(fn, name, hints, where))
+    recorder = Recorder(name, body, is_async=inspect.iscoroutinefunction(fn))
+    has_input = body.input_type is not None
+    args = (Handle(Origin(Input(body), recorder.scope, f"the input of workflow {name!r}", where)),) if has_input else ()
+    with tracing(recorder):
+        body.output = recorder.source(recorder.run(fn, args), where)
+    recorder.finish()
+    return Workflow(
+        name,
+        body,
+        input_type=body.input_type,
+        output_type=hints.get("return", declared(body.output)),
+        has_input=has_input,
+        metadata=metadata or {},
+        where=where,
+    )
+
+
+def _workflow_name(fn: object, name: str | None, where: str) -> str:
+    if not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise GraphError(f"@workflow needs a plain `def` or `async def`, not {fn!r}", where)
+    try:
+        return own_name(fn, name, "a workflow's name")
+    except OptionError as error:
+        raise GraphError(str(error), where) from None
+
+
+def _workflow_hints(fn: Callable[..., Any], name: str, where: str) -> Mapping[str, object]:
+    frame = user_frame()
+    hints = resolved_hints(fn, frame.f_locals if frame else {})
+    if hints is None:
+        raise GraphError(unresolved(fn, f"workflow {name!r}"), where)
+    return hints
+
+
+def _input_type(fn: Callable[..., Any], name: str, hints: Mapping[str, object], where: str) -> object:
+    """Return the declared type of the one parameter, ``None`` if there is none."""
+    parameters = list(inspect.signature(fn).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(parameters) > 1 or len(positional) < len(parameters):
+        raise GraphError(f"workflow {name!r} takes one input or none; put several values into a dataclass", where)
+    if parameters and parameters[0].default is not inspect.Parameter.empty:
+        raise GraphError(f"workflow {name!r}: a default of the input is never used; leave it out", where)
+    return hints.get(parameters[0].name, Any) if parameters else None
+
+
+# --- what a workflow function may say ---------------------------------------------------------------
+
+
+def _recorder(what: str) -> Recorder:
+    tracer = active_tracer()
+    if not isinstance(tracer, Recorder):
+        raise UsageError(f"{what} stands inside a @workflow function only")
+    return tracer
+
+
+def parallel(name: str = "parallel", *, on_error: OnError = "cancel") -> AbstractContextManager[None]:
+    """``with parallel():`` runs what is called inside as soon as its arguments are there; its end waits for all.
+
+    Args:
+        name: the node's name.
+        on_error: ``"cancel"`` starts nothing more after the first failure, ``"wait"`` runs what can still run.
+
+    Example:
+        >>> @workflow
+        ... def both(order: str) -> list[str]:
+        ...     with parallel():
+        ...         payment = charge(order)
+        ...         stock = reserve(order)
+        ...     return [payment, stock]
+    """
+    recorder, where = _recorder("parallel()"), call_site()
+    node = ParallelNode(checked_name(name, "a parallel's name", where), [], checked_on_error(on_error, where), where)
+    recorder.add(node)
+    return recorder.block("parallel", f"parallel {name!r}", node.children)
+
+
+def branch(name: str) -> AbstractContextManager[None]:
+    """``with branch("eu"):`` directly inside ``parallel()`` makes its statements one sequence with its own path."""
+    recorder, where = _recorder("branch()"), call_site()
+    if recorder.scope.kind != "parallel":
+        raise GraphError(f"branch {name!r} must stand directly inside `with parallel():`", where)
+    node = BranchNode(checked_name(name, "a branch's name", where), Body(), where)
+    recorder.add(node)
+    return recorder.block("branch", f"branch {name!r}", node.body.nodes)
+
+
+@overload
+def route(
+    key: K,
+    cases: Mapping[K, Callable[[], Async[R]]],
+    *,
+    default: Callable[[], Async[R]] | None = None,
+    name: str = "route",
+) -> R: ...
+@overload
+def route(
+    key: K, cases: Mapping[K, Callable[[], R]], *, default: Callable[[], R] | None = None, name: str = "route"
+) -> R: ...
+def route(key: object, cases: Any, *, default: Callable[[], object] | None = None, name: str = "route") -> Any:
+    """Choose one case by a key that is known at run time, and return the chosen case's value.
+
+    Args:
+        key: a handle, or a selection from one; a str, int, bool or ``Enum`` at run time.
+        cases: for each key a function without parameters, traced as that case.
+        default: the case for every other key; without it such a key fails the step with ``NoRoute``.
+        name: the node's name.
+
+    Example:
+        >>> @workflow
+        ... def settle(order: str) -> str:
+        ...     return route(decide(order), {"yes": lambda: charge(order), "no": lambda: refund(order)})
+    """
+    recorder, where = _recorder("route()"), call_site()
+    if not isinstance(key, Handle):
+        raise GraphError(
+            f"route() chooses by a handle, not by a {type(key).__name__}; a known key needs no route", where
+        )
+    source = recorder.source(key, where)
+    title = f"a case of route {checked_name(name, 'a route', where)!r}"
+    bodies = [(k, recorder.body("case", title, _function(fn, where))) for k, fn in checked_cases(cases, where).items()]
+    otherwise = None if default is None else recorder.body("case", title, _function(default, where))
+    key_type = declared(source)
+    return recorder.add(
+        RouteNode(name, source, label(source), bodies, otherwise, None if key_type is Any else key_type, where)
+    )
+
+
+def _function(fn: object, where: str) -> Callable[..., object]:
+    if isinstance(fn, Handle) or not callable(fn):
+        raise GraphError(
+            f"{fn!r} stands where a function is needed, which is traced as a part of its own; write `lambda: ...`",
+            where,
+        )
+    return fn
+
+
+@overload
+def loop(
+    body: Callable[[S], Async[Again[S] | Done[R]]],
+    first: S,
+    *,
+    max_iterations: int = 10,
+    on_max: Literal["fail"] = "fail",
+    name: str | None = None,
+) -> R: ...
+@overload
+def loop(
+    body: Callable[[S], Async[Again[S] | Done[R]]],
+    first: S,
+    *,
+    max_iterations: int = 10,
+    on_max: Literal["last"],
+    name: str | None = None,
+) -> R | S: ...
+@overload
+def loop(
+    body: Callable[[S], Again[S] | Done[R]],
+    first: S,
+    *,
+    max_iterations: int = 10,
+    on_max: Literal["fail"] = "fail",
+    name: str | None = None,
+) -> R: ...
+@overload
+def loop(
+    body: Callable[[S], Again[S] | Done[R]],
+    first: S,
+    *,
+    max_iterations: int = 10,
+    on_max: Literal["last"],
+    name: str | None = None,
+) -> R | S: ...
+def loop(
+    body: Callable[[Any], Any],
+    first: object,
+    *,
+    max_iterations: int = 10,
+    on_max: OnMax = "fail",
+    name: str | None = None,
+) -> Any:
+    """Repeat ``body`` until it yields ``Done(value)``; ``Again(value)`` feeds the next turn.
+
+    Args:
+        body: a task, a workflow, or a function of one handle that is traced as a sub-graph.
+        first: the value of the first turn.
+        max_iterations: the most turns, at least 1.
+        on_max: after the last turn ``"fail"`` with ``LoopLimit``, or ``"last"``: yield the last value.
+        name: the node's name; default the body's.
+
+    Example:
+        >>> @workflow
+        ... def polish(text: str) -> str:
+        ...     return loop(refine, text, max_iterations=5)
+    """
+    recorder, where = _recorder("loop()"), call_site()
+    name = checked_name(name or body_name(_function(body, where), where), "a loop's name", where)
+    source = recorder.source(first, where)
+    takes = entry_type(body)
+    if takes is None:
+        raise GraphError(f"loop {name!r}: its body takes no value, so a turn could not feed the next", where)
+    traced = recorder.body(
+        "turn", f"the body of loop {name!r}", body, takes=declared(source) if takes is Any else takes
+    )
+    turns = checked_turns(max_iterations, on_max, where)
+    return recorder.add(LoopNode(name, source, traced, turns, on_max, where))
+
+
+def delay(duration: Duration, name: str = "delay") -> None:
+    """Wait durably: no worker, thread or task is held meanwhile. The due time is recorded when the delay is entered.
+
+    Args:
+        duration: seconds, a ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``; at most ten years.
+        name: the node's name.
+    """
+    recorder, where = _recorder("delay()"), call_site()
+    recorder.add(DelayNode(checked_name(name, "a delay's name", where), span_us(duration, "delay", where), where))
+
+
+@overload
+def signal(name: str, type: type[T], *, timeout: Duration | None = None) -> T: ...
+@overload
+def signal(name: str, type: type[T], *, timeout: Duration, on_timeout: Callable[[], Async[R]]) -> T | R: ...
+@overload
+def signal(name: str, type: type[T], *, timeout: Duration, on_timeout: Callable[[], R]) -> T | R: ...
+@overload
+def signal(
+    name: str, type: object = Any, *, timeout: Duration | None = None, on_timeout: Callable[[], object] | None = None
+) -> Any: ...
+def signal(
+    name: str, type: object = Any, *, timeout: Duration | None = None, on_timeout: Callable[[], object] | None = None
+) -> Any:
+    """Wait for a message named ``name`` and return its payload.
+
+    Messages of one name are taken first in, first out; one sent before the wait begins is kept.
+
+    Args:
+        name: the signal's name, and the node's.
+        type: what the payload is decoded as, and checked against where it is sent.
+        timeout: how long to wait.
+        on_timeout: a function without parameters, traced as what happens instead; its value stands for the payload.
+            Without it a timeout fails the step with ``SignalTimeout``.
+    """
+    recorder, where = _recorder("signal()"), call_site()
+    checked_name(name, "a signal's name", where)
+    timeout_us = timeout_span_us(timeout, on_timeout is not None, name, where)
+    title = f"the timeout branch of signal {name!r}"
+    body = None if on_timeout is None else recorder.body("timeout", title, _function(on_timeout, where))
+    return recorder.add(SignalNode(name, name, type, timeout_us, body, where))

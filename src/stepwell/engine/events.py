@@ -1,0 +1,118 @@
+"""What the world says to the engine. An event brings at most one value, which the journal stores beside its facts.
+
+Events are not stored; facts are. An event that no longer fits (a repeated one, one of an old attempt or of an ended run)
+leads to no facts, so delivering it twice is harmless.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from ..flow.plan import Key, Turns
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The run begins; its value is the input."""
+
+
+class Succeeded(msgspec.Struct, frozen=True):
+    """A body returned; its value is the output. ``tag`` is a route's chosen case, or ``again``/``done``."""
+
+    node: int
+    turns: Turns
+    attempt: int
+    tag: str = ""
+
+
+class Errored(msgspec.Struct, frozen=True):
+    """An attempt failed; its value is the error record.
+
+    ``after_us`` is a wait that the task asked for (-1: none), which uses up no attempt. ``draw`` in [0, 1) spends the jitter.
+    """
+
+    node: int
+    turns: Turns
+    attempt: int
+    retryable: bool
+    after_us: int = -1
+    draw: float = 0.0
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """An at-most-once attempt is about to start."""
+
+    node: int
+    turns: Turns
+    attempt: int
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A running attempt keeps a cursor, which is the event's value."""
+
+    node: int
+    turns: Turns
+    attempt: int
+
+
+class CutOff(msgspec.Struct, frozen=True):
+    """An at-most-once attempt was started by a session that is gone."""
+
+    node: int
+    turns: Turns
+    attempt: int
+
+
+class Fired(msgspec.Struct, frozen=True):
+    """The moment of a delay or of a signal's timeout has come."""
+
+    node: int
+    turns: Turns
+
+
+class Signalled(msgspec.Struct, frozen=True):
+    """A message came; its value is the payload."""
+
+    name: str
+
+
+class CancelAsked(msgspec.Struct, frozen=True):
+    reason: str = ""
+    by: str = ""
+
+
+class PauseAsked(msgspec.Struct, frozen=True):
+    reason: str = ""
+    by: str = ""
+
+
+class ResumeAsked(msgspec.Struct, frozen=True):
+    by: str = ""
+
+
+class RetryAsked(msgspec.Struct, frozen=True):
+    """Continue a failed or cancelled run from where it stopped."""
+
+    by: str = ""
+
+
+class HoldAsked(msgspec.Struct, frozen=True):
+    """Stop for a person's decision; ``reason`` is a short typed word, ``detail`` the text for people."""
+
+    reason: str
+    detail: str
+    node: int = 0
+    turns: Turns = ()
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """These closing steps do not run, or run no longer, and will report nothing."""
+
+    steps: tuple[Key, ...]
+
+
+Event: TypeAlias = (
+    Start | Succeeded | Errored | Begun | Beat | CutOff | Fired | Signalled | CancelAsked | PauseAsked | ResumeAsked
+    | RetryAsked | HoldAsked | Settled
+)  # fmt: skip

@@ -1,0 +1,90 @@
+-- What an instance costs: one row in `instance`, one in `agenda` until it has ended, one in `journal` per event. A step
+-- appends one journal row and touches nothing else. Ids that callers remember are never given out twice
+-- (AUTOINCREMENT), so a late write or a late "taken" cannot hit a newer row by accident.
+
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE definition (
+    id          INTEGER PRIMARY KEY,
+    name        TEXT NOT NULL,
+    number      INTEGER NOT NULL,               -- in order of arrival, within a name
+    fingerprint TEXT NOT NULL,
+    plan        BLOB NOT NULL,
+    UNIQUE (name, fingerprint)
+) STRICT;
+
+CREATE TABLE session (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    token      INTEGER NOT NULL,                -- random; every write of the session carries it
+    lease_us   INTEGER NOT NULL,                -- when the lease ends, on the lease clock
+    lease_boot TEXT NOT NULL,                   -- the boot that clock counts from
+    name       TEXT NOT NULL,
+    host       TEXT NOT NULL,
+    pid        INTEGER NOT NULL,
+    started    INTEGER NOT NULL,
+    boot_id    TEXT NOT NULL,
+    namespace  TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE instance (                         -- one run of an instance
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance_id  TEXT NOT NULL,
+    run          INTEGER NOT NULL,
+    definition   INTEGER NOT NULL,
+    state        TEXT NOT NULL,
+    replaced     INTEGER NOT NULL DEFAULT 0,    -- a later run exists: no more writes
+    created_us   INTEGER NOT NULL,
+    updated_us   INTEGER NOT NULL,
+    ended_us     INTEGER,                       -- set exactly while it is ended
+    result_seq   INTEGER NOT NULL DEFAULT 0,
+    image_seq    INTEGER NOT NULL DEFAULT 0,    -- the last entry that `image` covers
+    input_digest BLOB NOT NULL,
+    labels       TEXT,                          -- a JSON object of strings, or nothing
+    trace        TEXT NOT NULL,
+    image        BLOB,                          -- last, as it may be long
+    UNIQUE (instance_id, run)
+) STRICT;
+
+CREATE INDEX instance_ended ON instance (ended_us) WHERE ended_us IS NOT NULL;
+
+CREATE TABLE journal (                          -- append-only
+    id       INTEGER PRIMARY KEY,
+    instance INTEGER NOT NULL,
+    seq      INTEGER NOT NULL,
+    at_us    INTEGER NOT NULL,
+    took_us  INTEGER NOT NULL,
+    facts    BLOB NOT NULL,
+    output   BLOB,
+    UNIQUE (instance, seq)                      -- also the version check: the next seq can be taken once
+) STRICT;
+
+CREATE TABLE agenda (                           -- exactly the instances that have not ended
+    instance   INTEGER PRIMARY KEY,
+    definition INTEGER NOT NULL,
+    due_us     INTEGER,                         -- when it wants to be claimed; NULL: only a message can move it
+    session    INTEGER                          -- who holds it
+) STRICT;
+
+CREATE INDEX agenda_due ON agenda (definition, due_us) WHERE session IS NULL AND due_us IS NOT NULL;
+CREATE INDEX agenda_session ON agenda (session) WHERE session IS NOT NULL;
+
+CREATE TABLE inbox (                            -- messages nobody has taken in yet
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance   INTEGER NOT NULL,
+    kind       TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    payload    BLOB,
+    at_us      INTEGER NOT NULL,
+    message_id TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX inbox_instance ON inbox (instance);
+
+CREATE TABLE received (                         -- message ids that were accepted, kept as long as their instance
+    instance   INTEGER NOT NULL,
+    message_id TEXT NOT NULL,
+    PRIMARY KEY (instance, message_id)
+) STRICT, WITHOUT ROWID;

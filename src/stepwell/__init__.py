@@ -1,0 +1,147 @@
+"""stepwell: plain Python functions as durable workflows.
+
+Everything public is here. Runners and backends are imported when they are first named, so that ``import stepwell`` stays
+cheap for programs that only define tasks and workflows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    AlreadyRunning, BackendError, BackendReadOnly, BackendUnavailable, Closed, CodecError, CorruptValue, DatabaseCorrupt,
+    DecodeError, EncodeError, GraphError, InputMismatch, InstanceConflict, InstanceDamaged, InstanceEnded, InstanceError,
+    InstanceExists, InstanceHeld, InstanceNotFound, InstancePaused, Interrupted, LeaseLost, LoopLimit, LoopValue,
+    MissingDependency, NoRoute, NoTaskContext, OptionError, Permanent, RecordedError, RetryAfter, SchemaTooNew,
+    SignalTimeout, StepCancelled, StepError, StepwellError, StorageFull, SyncInAsync, TaskTimeout, UnknownFormat,
+    Unsupported, UsageError, ValueTooLarge, WorkflowCancelled, WorkflowFailed,
+)  # fmt: skip
+from .flow.builder import Chain, Flow
+from .flow.task import Task, inject, task
+from .flow.trace import branch, delay, loop, parallel, route, signal, workflow
+from .flow.workflow import Workflow
+from .retry import Retry
+from .runtime.context import TaskContext, task_context
+from .types import Again, ConflictPolicy, Done, Limits
+
+if TYPE_CHECKING:
+    from .backend.base import Backend
+    from .backend.memory import InMemoryBackend
+    from .backend.sqlite import SqliteBackend
+    from .codec import Codec, JsonCodec, MsgpackCodec, Record
+    from .runtime.checkpointing import AsyncCheckpointingRunner, CheckpointingRunner
+    from .runtime.ending import InstanceStatus
+    from .runtime.in_process import AsyncInProcessRunner, InProcessRunner
+
+_LATER = {
+    "AsyncCheckpointingRunner": "runtime.checkpointing",
+    "AsyncInProcessRunner": "runtime.in_process",
+    "Backend": "backend.base",
+    "CheckpointingRunner": "runtime.checkpointing",
+    "Codec": "codec",
+    "InMemoryBackend": "backend.memory",
+    "InProcessRunner": "runtime.in_process",
+    "InstanceStatus": "runtime.ending",
+    "JsonCodec": "codec",
+    "MsgpackCodec": "codec",
+    "Record": "codec",
+    "SqliteBackend": "backend.sqlite",
+}
+
+__all__ = [
+    "Again",
+    "AlreadyRunning",
+    "AsyncCheckpointingRunner",
+    "AsyncInProcessRunner",
+    "Backend",
+    "BackendError",
+    "BackendReadOnly",
+    "BackendUnavailable",
+    "Chain",
+    "CheckpointingRunner",
+    "Closed",
+    "Codec",
+    "CodecError",
+    "ConflictPolicy",
+    "CorruptValue",
+    "DatabaseCorrupt",
+    "DecodeError",
+    "Done",
+    "EncodeError",
+    "Flow",
+    "GraphError",
+    "InMemoryBackend",
+    "InProcessRunner",
+    "InputMismatch",
+    "InstanceConflict",
+    "InstanceDamaged",
+    "InstanceEnded",
+    "InstanceError",
+    "InstanceExists",
+    "InstanceHeld",
+    "InstanceNotFound",
+    "InstancePaused",
+    "InstanceStatus",
+    "Interrupted",
+    "JsonCodec",
+    "LeaseLost",
+    "Limits",
+    "LoopLimit",
+    "LoopValue",
+    "MissingDependency",
+    "MsgpackCodec",
+    "NoRoute",
+    "NoTaskContext",
+    "OptionError",
+    "Permanent",
+    "Record",
+    "RecordedError",
+    "Retry",
+    "RetryAfter",
+    "SchemaTooNew",
+    "SignalTimeout",
+    "SqliteBackend",
+    "StepCancelled",
+    "StepError",
+    "StepwellError",
+    "StorageFull",
+    "SyncInAsync",
+    "Task",
+    "TaskContext",
+    "TaskTimeout",
+    "UnknownFormat",
+    "Unsupported",
+    "UsageError",
+    "ValueTooLarge",
+    "Workflow",
+    "WorkflowCancelled",
+    "WorkflowFailed",
+    "__version__",
+    "branch",
+    "delay",
+    "inject",
+    "loop",
+    "parallel",
+    "route",
+    "signal",
+    "task",
+    "task_context",
+    "workflow",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("stepwell")
+    if name in _LATER:
+        found = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
+        return found
+    raise AttributeError(f"module 'stepwell' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,242 @@
+"""Running a workflow so that it survives a crash: every outcome is in the store before anything that follows it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from ..backend.base import Backend
+from ..timing import SECOND_US, Duration, duration_us
+from ..types import ConflictPolicy
+from . import session
+from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox
+from .control import Control
+from .drive import Drive, check_no_loop, run_async, run_sync
+from .ending import InstanceStatus
+from .room import Room
+
+if TYPE_CHECKING:
+    from ..flow.workflow import AnyWorkflow, Workflow
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+Enter = Callable[[Drive], list[session.Entered]]
+
+
+class _Base:
+    """What both runners are made of."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        deps: Mapping[Any, object] | None = None,
+        threads: int = 32,
+        lease: Duration = "30s",
+        poll: Duration = "50ms",
+        clock: Clock | None = None,
+    ) -> None:
+        lease_us = duration_us(lease, "lease", least_us=SECOND_US)
+        poll_us = duration_us(poll, "poll", least_us=1_000)
+        self._room = Room(backend, deps=deps, threads=threads, lease_us=lease_us, poll_us=poll_us, clock=clock)
+
+    @property
+    def client(self) -> Control:
+        """Sends signals and requests to instances of this store, whoever holds them. Thread-safe."""
+        return Control(self._room)
+
+    def _drive(self, mailbox: AnyMailbox, *, stay: bool, loop: Any = None) -> Drive:
+        return Drive(self._room, mailbox, stay=stay, loop=loop)
+
+    # --- what a call does before its drive, and reads after it ---
+
+    @staticmethod
+    def _entering(workflow: AnyWorkflow, starts: Sequence[session.Start]) -> Enter:
+        return lambda drive: session.enter_all(drive, workflow, starts)
+
+    def _resuming(self, workflow: AnyWorkflow, instance_id: str) -> Enter:
+        return lambda drive: [session.resume(drive, self._room.prepare(workflow), instance_id)]
+
+    def _recovering(self, workflows: Iterable[AnyWorkflow], passed_over: list[InstanceStatus]) -> Enter:
+        known = list(workflows)
+        return lambda drive: session.recover_all(drive, known, passed_over)
+
+    def _statuses(self, entered: Iterable[session.Entered]) -> list[InstanceStatus]:
+        return [session.status_from(self._room, each.instance_id) for each in entered]
+
+
+class CheckpointingRunner(_Base):
+    """Runs workflows over a store, in one process. After a crash, ``resume`` or ``recover`` continue at the frontier.
+
+    Args:
+        backend: where runs rest; ``SqliteBackend("file.db")`` on a laptop or server.
+        deps: values for ``inject()``, by type.
+        threads: how many sync tasks of forks may run at once.
+        lease: how long this runner's claims outlive its last sign of life; a runner on the same machine sees a dead
+            process at once and does not wait for it.
+        poll: how often a waiting run looks for messages from other processes.
+        clock: a test's own clock.
+
+    Example:
+        >>> with CheckpointingRunner(SqliteBackend("orders.db")) as runner:
+        ...     done = runner.run(checkout, order, instance_id="order-42")
+    """
+
+    @overload
+    def run(
+        self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> Out: ...  # fmt: skip
+    @overload
+    def run(
+        self, workflow: Workflow[In, Out], value: In, /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> Out: ...  # fmt: skip
+    def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
+        """Run a workflow to its end, through delays and signals, and return its output.
+
+        Args:
+            workflow: what to run.
+            value: its input.
+            instance_id: names the run; with an id, running again attaches to what exists. Without: a fresh one.
+            on_conflict: what to do when the id exists; :class:`ConflictPolicy`, default USE_EXISTING.
+            on_mismatch: ``"fail"`` or ``"ignore"`` an existing instance's different input.
+            labels: short texts to find the instance by.
+
+        Raises:
+            WorkflowFailed: a step failed; ``__cause__`` is its error.
+            WorkflowCancelled, InstanceHeld, InstancePaused: it came to rest without an output.
+            InstanceExists, InstanceConflict, InputMismatch, AlreadyRunning: about the id.
+            MissingDependency, UsageError, EncodeError: before anything runs.
+            BackendError: the store failed; the instance keeps its state and can be resumed.
+        """
+        entered = self._work(self._entering(workflow, [session.start_of(value, options)]), stay=True)
+        return session.output_of(self._room, entered[0])
+
+    def run_many(self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None) -> list[Out]:
+        """Run one instance for each input, sharing commits, and return their outputs in order. Raises as :meth:`run`."""
+        entered = self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
+        return [session.output_of(self._room, each) for each in entered]
+
+    @overload
+    def start(
+        self, workflow: Workflow[None, Any], /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> InstanceStatus: ...  # fmt: skip
+    @overload
+    def start(
+        self, workflow: Workflow[In, Any], value: In, /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> InstanceStatus: ...  # fmt: skip
+    def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
+        """Start a workflow, go as far as it can now, and return its status: completed, waiting, failed …
+
+        Arguments and errors about the id are those of :meth:`run`. When this returns, nobody holds the instance.
+        """
+        return self._statuses(self._work(self._entering(workflow, [session.start_of(value, options)]), stay=False))[0]
+
+    def resume(self, workflow: Workflow[Any, Out], instance_id: str) -> Out:
+        """Continue an instance to its end and return its output; finished steps are kept. Raises as :meth:`run`."""
+        return session.output_of(self._room, self._work(self._resuming(workflow, instance_id), stay=True)[0])  # type: ignore[no-any-return]
+
+    def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
+        """Continue every unfinished instance of these workflows that no live session holds.
+
+        Args:
+            wait: stay until all of them have ended or are held; default: run what is runnable now.
+
+        Returns:
+            The status of each; one that cannot be read or belongs to a live session is reported as it stands.
+        """
+        passed_over: list[InstanceStatus] = []
+        entered = self._work(self._recovering(workflows, passed_over), stay=wait)
+        return [*self._statuses(entered), *passed_over]
+
+    def _work(self, enter: Enter, *, stay: bool) -> list[session.Entered]:
+        check_no_loop("CheckpointingRunner")
+        mailbox = Mailbox()
+        with self._drive(mailbox, stay=stay) as drive:
+            entered = enter(drive)
+            run_sync(drive, mailbox)
+        return entered
+
+    def close(self) -> None:
+        """Give back what this runner holds. Closing twice does nothing; the backend stays open."""
+        self._room.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncCheckpointingRunner(_Base):
+    """The async twin of :class:`CheckpointingRunner`: async tasks run on the caller's loop, sync ones in threads."""
+
+    @overload
+    async def run(
+        self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> Out: ...  # fmt: skip
+    @overload
+    async def run(
+        self, workflow: Workflow[In, Out], value: In, /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> Out: ...  # fmt: skip
+    async def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
+        """See :meth:`CheckpointingRunner.run`."""
+        entered = await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=True)
+        return session.output_of(self._room, entered[0])
+
+    async def run_many(self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None) -> list[Out]:
+        """See :meth:`CheckpointingRunner.run_many`."""
+        entered = await self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
+        return [session.output_of(self._room, each) for each in entered]
+
+    @overload
+    async def start(
+        self, workflow: Workflow[None, Any], /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> InstanceStatus: ...  # fmt: skip
+    @overload
+    async def start(
+        self, workflow: Workflow[In, Any], value: In, /, *, instance_id: str | None = None,
+        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
+    ) -> InstanceStatus: ...  # fmt: skip
+    async def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
+        """See :meth:`CheckpointingRunner.start`."""
+        return self._statuses(await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=False))[0]
+
+    async def resume(self, workflow: Workflow[Any, Out], instance_id: str) -> Out:
+        """See :meth:`CheckpointingRunner.resume`."""
+        entered = await self._work(self._resuming(workflow, instance_id), stay=True)
+        return session.output_of(self._room, entered[0])  # type: ignore[no-any-return]
+
+    async def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
+        """See :meth:`CheckpointingRunner.recover`."""
+        passed_over: list[InstanceStatus] = []
+        entered = await self._work(self._recovering(workflows, passed_over), stay=wait)
+        return [*self._statuses(entered), *passed_over]
+
+    async def _work(self, enter: Enter, *, stay: bool) -> list[session.Entered]:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        mailbox = AsyncMailbox(loop)
+        with self._drive(mailbox, stay=stay, loop=loop) as drive:
+            entered = enter(drive)
+            await run_async(drive, mailbox)
+        return entered
+
+    async def close(self) -> None:
+        """See :meth:`CheckpointingRunner.close`."""
+        self._room.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        await self.close()

@@ -1,0 +1,182 @@
+"""What a task may ask about itself while it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, overload
+
+from ..errors import NoTaskContext
+from ..timing import moment
+
+if TYPE_CHECKING:
+    from ..flow.plan import Turns
+
+D = TypeVar("D")
+
+
+class Attempt(Protocol):
+    """The attempt that a context describes."""
+
+    node: int
+    turns: Turns
+    number: int
+    deadline_us: int
+
+    @property
+    def facts(self) -> InstanceFacts: ...
+
+    @property
+    def path(self) -> str: ...
+
+    def cancelled(self) -> bool: ...
+
+    def cursor(self) -> object: ...
+
+    def keep_cursor(self, cursor: object) -> None: ...
+
+    def check_alive(self) -> None: ...
+
+
+class InstanceFacts(Protocol):
+    """What is the same for every step of a run."""
+
+    instance_id: str
+    run: int
+    workflow: str
+    backend_id: str
+    metadata: Mapping[str, object]
+
+
+class Cell:
+    """One slot in which bodies run one after the other. The context variable is set once; each body only fills the cell."""
+
+    __slots__ = ("attempt",)
+
+    def __init__(self, attempt: Attempt | None = None) -> None:
+        self.attempt = attempt
+
+
+CURRENT: Final[ContextVar[Cell | None]] = ContextVar("stepwell_task", default=None)
+
+
+class TaskContext:
+    """The running attempt, seen from inside. Get it with :func:`task_context`.
+
+    Example:
+        >>> @task
+        ... def charge(order: Order) -> Receipt:
+        ...     return gateway.charge(order, key=task_context().idempotency_key)
+    """
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    @property
+    def instance_id(self) -> str:
+        """The id of the instance this step belongs to."""
+        return self._attempt.facts.instance_id
+
+    @property
+    def run(self) -> int:
+        """Which life of the instance id this is, from 1."""
+        return self._attempt.facts.run
+
+    @property
+    def workflow(self) -> str:
+        """The workflow's name."""
+        return self._attempt.facts.workflow
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """The workflow's metadata."""
+        return self._attempt.facts.metadata
+
+    @property
+    def path(self) -> str:
+        """The step's address by names, ``refine[3]/draft``."""
+        return self._attempt.path
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self._attempt.number
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same 32 hex digits for every attempt of this step, others for every other step. Give it to outside calls."""
+        facts = self._attempt.facts
+        return idempotency_key(facts.backend_id, facts.instance_id, facts.run, facts.workflow, self.path)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When this attempt's timeout ends, in UTC; ``None`` without one."""
+        return moment(self._attempt.deadline_us) if self._attempt.deadline_us else None
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry instance, path and attempt."""
+        extra = {"instance_id": self.instance_id, "path": self.path, "attempt": self.attempt}
+        return logging.LoggerAdapter(logging.getLogger(f"stepwell.task.{self.workflow}"), extra)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise :class:`~stepwell.errors.StepCancelled` once the instance is being cancelled or the attempt has timed out."""
+        self._attempt.check_alive()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`raise_if_cancelled` would raise."""
+        return self._attempt.cancelled()
+
+    def heartbeat(self, cursor: object = None) -> None:
+        """Say that the attempt is alive, and keep ``cursor`` (any storable value) for the next attempt of this step."""
+        self._attempt.keep_cursor(cursor)
+        self._attempt.check_alive()
+
+    @property
+    def cursor(self) -> object:
+        """The last cursor that an attempt of this step gave to :meth:`heartbeat`, or ``None``."""
+        return self._attempt.cursor()
+
+
+def idempotency_key(*parts: object) -> str:
+    """Return 32 hex digits for these parts; each is prefixed with its length, so no two lists give one text."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        text = str(part).encode("utf-8", "surrogatepass")
+        digest.update(len(text).to_bytes(4, "big") + text)
+    return digest.hexdigest()
+
+
+class _Raise:
+    pass
+
+
+_RAISE: Final = _Raise()
+
+
+@overload
+def task_context() -> TaskContext: ...
+@overload
+def task_context(default: D) -> TaskContext | D: ...
+def task_context(default: object = _RAISE) -> object:
+    """Return the context of the task that is running here.
+
+    It is a context variable: it reaches awaited code and asyncio tasks, and threads whose context was copied.
+
+    Raises:
+        NoTaskContext: outside a task, unless ``default`` is given.
+    """
+    cell = CURRENT.get()
+    if cell is not None and cell.attempt is not None:
+        return TaskContext(cell.attempt)
+    if default is not _RAISE:
+        return default
+    raise NoTaskContext(
+        "task_context() was called outside a running task; in code that also runs elsewhere use task_context(default=None)"
+    )

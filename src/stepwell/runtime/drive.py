@@ -1,0 +1,557 @@
+"""One call's work: start what is ready, take in what ended, commit, and wait for what comes.
+
+A drive is a generator that yields :class:`~stepwell.runtime.clock.Wait` and is sent what the mailbox held; the sync and
+async runners differ in who waits (:func:`run_sync`, :func:`run_async`) and in nothing else. It knows no workflow
+semantics: it asks the frontier what may run, tells the engine what happened, and obeys facts.
+
+One turn: *take in* (outcomes, messages, timers) → *start* (or run here) → *commit* everything that ended since the last
+commit, in one transaction → release the successors. A step starts only after what it follows has been committed. A turn
+never waits for a body.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from ..backend.base import Change, Message, Rest
+from ..engine import events as e
+from ..engine import facts as f
+from ..errors import BackendError, LeaseLost, SyncInAsync, TaskTimeout
+from ..flow.plan import BODIED, Key
+from .clock import AsyncMailbox, Mailbox, Wait
+from .context import CURRENT, Cell
+from .failure import error_record
+from .hands import Fatal, Flight, start_here
+from .invoke import Body, Job, Outcome, Undecodable, perform, verdict
+from .live import Arrived, Live, event_of
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .room import Room
+
+BUSY_MAIL_NS: Final = 10_000_000  # how long a busy drive may overlook a posted request
+TURN_STEPS: Final = 500  # a commit is shared by at most so many steps …
+TURN_NS: Final = 2_000_000  # … or by what ends within 2 ms, unless nothing else is ready
+GRACE_US: Final = 30_000_000  # how long a cancelled instance waits for bodies that do not stop
+_START_PHASES: Final = frozenset({"ready", "began"})
+
+Turns_: TypeAlias = Generator[Wait, Sequence[object], None]
+
+
+class Posted(NamedTuple):
+    """A message for an instance of this runner that no store is told about."""
+
+    instance_id: str
+    message: Message
+
+
+class News(NamedTuple):
+    """A hint that the inbox of an instance has something."""
+
+    instance_id: str
+
+
+class Kept(NamedTuple):
+    """A cursor that a running body wants to keep."""
+
+    job: Job
+    cursor: object
+
+
+class Drive:
+    """Works on instances until they end, or (``stay=False``) until nothing can move now."""
+
+    def __init__(self, room: Room, mailbox: Mailbox | AsyncMailbox, *, stay: bool, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.room, self.mailbox, self.stay = room, mailbox, stay
+        self._loop = loop
+        self._cell = Cell()
+        self._lives: dict[str, Live] = {}
+        self._ready: deque[tuple[Live, Key]] = deque()
+        self._timers: list[tuple[int, int, Live, Key]] = []
+        self._deadlines: list[tuple[int, int, Live, Job | None]] = []  # a job's timeout; None: a cancelled instance's grace
+        self._order = count()
+        self._dirty: dict[str, Live] = {}
+        self._restless: dict[str, Live] = {}
+        self._flights = 0
+        self._hint = -1
+        self._mail_at = 0
+
+    # --- joining and leaving ---
+
+    def join(self, live: Live) -> None:
+        """Take on an instance that the store (if any) has given to this runner."""
+        self.room.enter(live.instance_id, self.mailbox)
+        self._lives[live.instance_id] = live
+
+    def begin(self, live: Live) -> None:
+        """Look over a joined instance: what may run, what waits for a time, what was cut off."""
+        self._survey(live)
+        if live.entries:
+            self._dirty[live.instance_id] = live
+        else:
+            self._release(live)
+
+    def drop(self, live: Live) -> None:
+        """Let go of a joined instance that turned out not to be ours to work on."""
+        if self._lives.pop(live.instance_id, None) is not None:
+            self.room.leave(live.instance_id)
+
+    def __enter__(self) -> Drive:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Whatever happened: claims are given back and flights are let go."""
+        self._leave()
+
+    def turns(self) -> Turns_:
+        """Work until nothing is left to work on."""
+        token = CURRENT.set(self._cell)
+        try:
+            while self._lives:
+                self._start_ready()
+                self._take_in(self.mailbox.drain())
+                self._commit()
+                self._read_mail(at_least_ns=BUSY_MAIL_NS)
+                if self._ready or not self._lives:
+                    continue
+                if not self.stay and not self._flights:
+                    self._rest_all()
+                elif (wait := self._wait()) is not None:
+                    self._take_in((yield wait))
+                    self._read_mail()
+                    self._fire()
+        finally:
+            CURRENT.reset(token)
+
+    def _leave(self) -> None:
+        for live in self._lives.values():
+            for flight in live.flights.values():
+                flight.job.stopped = "the runner has stopped"
+                if flight.stop is not None:
+                    flight.stop()
+            self.room.leave(live.instance_id)
+        held = [live.instance for live in self._lives.values()]
+        if self.room.backend is not None and held:
+            self._give_back(held)
+        self._lives.clear()
+
+    def _give_back(self, held: list[int]) -> None:
+        assert self.room.backend is not None
+        try:
+            self.room.backend.release(self.room.session(), held)
+        except (BackendError, LeaseLost):
+            return  # the claim ends with the session or its lease; the reason we are leaving matters more
+
+    # --- starting ---
+
+    def _start_ready(self) -> None:
+        ready, began, started = self._ready, time.perf_counter_ns(), 0
+        while ready:
+            live, key = ready.popleft()
+            step = live.state.steps.get(key)
+            if step is None or step.phase not in _START_PHASES or key in live.flights or live.gated:
+                continue
+            body = live.bodies[key[0]]
+            assert body is not None
+            if body.at_most_once and step.phase == "ready":
+                self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
+                live.upcoming.append(key)
+            else:
+                self._start(live, key, body, step.attempt)
+            started += 1
+            if self._dirty and (started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS):
+                return
+
+    def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
+        job = Job(live, body, key[1], attempt, live.gather(body, key[1]))
+        if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
+            job.keep = self._keep_at_once
+            self._absorb(perform(job, self._cell))
+        else:
+            self._launch(live, key, body, job)
+
+    def _launch(self, live: Live, key: Key, body: Body, job: Job) -> None:
+        job.keep = self._keep_later
+        if body.timeout_us:
+            job.deadline_us = self.room.clock.now_us() + body.timeout_us
+            self._note_deadline(job.deadline_us, live, job)
+        self._flights += 1
+        live.flights[key] = self._hand_over(live, body, job)
+
+    def _note_deadline(self, due_us: int, live: Live, job: Job | None) -> None:
+        heap = self._deadlines
+        if len(heap) > 64 + 4 * self._flights:  # most belong to attempts that ended in time
+            heap[:] = [d for d in heap if d[3] is None or (at := d[2].flights.get(d[3].key)) is not None and at.job is d[3]]
+            heapq.heapify(heap)
+        heapq.heappush(heap, (due_us, next(self._order), live, job))
+
+    def _hand_over(self, live: Live, body: Body, job: Job) -> Flight:
+        context, deliver = live.context.copy(), self.mailbox.put
+        if body.run_in == "process":
+            return self.room.in_process(job, context, deliver)
+        if not body.is_async:
+            return self.room.threads().submit(job, context, deliver)
+        if self._loop is not None:
+            return start_here(self._loop, job, context, deliver)
+        return self.room.loop_thread().submit([(job, context)], deliver)[0]
+
+    # --- taking in ---
+
+    def _take_in(self, items: Iterable[object]) -> None:
+        for item in items:
+            match item:
+                case Outcome():
+                    self._land(item)
+                case Fatal(job, error):
+                    self._flights -= 1
+                    job.live.flights.pop(job.key, None)
+                    raise error
+                case Kept(job, cursor):
+                    self._keep(job, cursor)
+                case Posted(instance_id, message):
+                    if live := self._lives.get(instance_id):
+                        self._deliver(live, message)
+                case News():
+                    self._hint = 0
+                case _:
+                    raise AssertionError(f"nobody puts a {type(item).__name__} into a mailbox")
+
+    def _land(self, outcome: Outcome) -> None:
+        """A body that was handed over has ended; a late one (its attempt timed out) is no longer in flight."""
+        job = outcome.job
+        flight = job.live.flights.get(job.key)
+        if flight is not None and flight.job is job:
+            del job.live.flights[job.key]
+            self._flights -= 1
+            self._absorb(outcome)
+
+    def _absorb(self, outcome: Outcome) -> None:
+        job, now = outcome.job, self.room.clock.now_us()
+        if outcome.error is None:
+            event: e.Event = e.Succeeded(job.node, job.turns, job.number, outcome.tag)
+            self._record(job.live, Arrived(event, outcome.output, now, outcome.took_us))
+        elif isinstance(outcome.error, Undecodable):
+            self._record(job.live, Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now))
+        else:
+            self._record_error(job, outcome, now)
+
+    def _record_error(self, job: Job, outcome: Outcome, now: int) -> None:
+        assert outcome.error is not None
+        live = job.live
+        retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
+        event = e.Errored(job.node, job.turns, job.number, retryable, after_us, self.room.draw())
+        record = live.prepared.codec.encode(outcome.record) if self.room.stored else outcome.record
+        if self._record(live, Arrived(event, record, now, outcome.took_us)):
+            live.errors[live.state.seq] = outcome.error
+
+    def _deliver(self, live: Live, message: Message) -> bool:
+        """Turn a message into an event. Returns whether it changed anything."""
+        payload: Any = message.payload if message.kind == "signal" else None
+        if payload is not None and not live.prepared.stored:
+            payload = self.room.codec.decode(payload, live.prepared.signal_types.get(message.name, Any))
+        return self._record(live, Arrived(event_of(message), payload, message.at_us, from_inbox=True))
+
+    # --- what the engine decided ---
+
+    def _record(self, live: Live, arrived: Arrived) -> bool:
+        facts = live.advance(arrived)
+        if not facts:
+            return False
+        for fact in facts:
+            if (obey := _ORDERS.get(type(fact))) is not None:
+                obey(self, live, fact)
+        if self.room.backend is None:
+            self._release(live)
+        else:
+            self._dirty[live.instance_id] = self._restless[live.instance_id] = live
+        return True
+
+    def _opened(self, live: Live, fact: f.Opened) -> None:
+        if live.plan.kind[fact.node] in BODIED:
+            live.upcoming.append((fact.node, fact.turns))
+        elif fact.due_us:
+            self._wake_at(live, (fact.node, fact.turns), fact.due_us)
+
+    def _attempt_failed(self, live: Live, fact: f.AttemptFailed) -> None:
+        if fact.due_us >= 0:
+            self._wake_at(live, (fact.node, fact.turns), fact.due_us)
+
+    def _wake_at(self, live: Live, key: Key, due_us: int) -> None:
+        heapq.heappush(self._timers, (due_us, next(self._order), live, key))
+
+    def _cancel_begun(self, live: Live, fact: f.CancelBegun) -> None:
+        for flight in live.flights.values():
+            flight.job.stopped = "the instance is being cancelled"
+            if flight.stop is not None:
+                flight.stop()
+        if live.flights:
+            self._note_deadline(self.room.clock.now_us() + GRACE_US, live, None)
+        self._settle_idle(live)
+
+    def _survey_fact(self, live: Live, fact: object) -> None:
+        self._survey(live)
+
+    def _settle_idle_fact(self, live: Live, fact: object) -> None:
+        self._settle_idle(live)
+
+    def _settle_idle(self, live: Live) -> None:
+        """Tell the engine which closing steps are not running here; nobody else runs them."""
+        busy = self._running_here(live)
+        closing = tuple(k for k, s in live.state.steps.items() if s.phase == "closing" and k not in live.flights and k != busy)
+        if closing:
+            self._record(live, Arrived(e.Settled(closing), None, self.room.clock.now_us()))
+
+    def _running_here(self, live: Live) -> Key | None:
+        """Return the step whose body has called back into this drive (a heartbeat), if it belongs to ``live``."""
+        job = self._cell.attempt
+        return job.key if isinstance(job, Job) and job.live is live else None
+
+    def _survey(self, live: Live) -> None:
+        """Look at every open step: after joining, and when a run goes on after a pause or a retry."""
+        now = self.room.clock.now_us()
+        for key, step in list(live.state.steps.items()):
+            if step.phase == "began" and key not in live.flights:
+                self._record(live, Arrived(e.CutOff(key[0], key[1], step.attempt), None, now))
+            elif step.phase == "ready" and step.due_us <= now:
+                live.upcoming.append(key)
+            elif step.phase in ("ready", "parked") and step.due_us:
+                self._wake_at(live, key, step.due_us)
+        self._settle_idle(live)
+
+    def _release(self, live: Live) -> None:
+        """What was decided is safe: its successors may start, and an ended run is done with."""
+        if live.upcoming:
+            self._ready.extend((live, key) for key in live.upcoming)
+            live.upcoming = []
+        if live.state.ended or ((live.state.held or live.state.paused) and not live.flights):
+            self._finish(live)
+
+    def _finish(self, live: Live) -> None:
+        if self._lives.pop(live.instance_id, None) is None:
+            return
+        for flight in live.flights.values():
+            self._flights -= 1
+            flight.job.stopped = "the instance has ended"
+        self.room.leave(live.instance_id)
+
+    # --- committing ---
+
+    def _commit(self) -> None:
+        if not self._dirty:
+            return
+        dirty, self._dirty = list(self._dirty.values()), {}
+        assert self.room.backend is not None
+        changes = [live.change(self._rest_of(live)) for live in dirty]
+        for live, outcome in zip(dirty, self._write(changes), strict=True):
+            if outcome == "done":
+                live.committed()
+                self._release(live)
+            else:
+                self._redo(live)
+
+    def _write(self, changes: Sequence[Change]) -> Sequence[str]:
+        assert self.room.backend is not None
+        try:
+            return self.room.backend.commit(self.room.session(), changes)
+        except LeaseLost:
+            self.room.forget_session()
+            raise
+
+    def _rest_of(self, live: Live) -> Rest | None:
+        """Describe an instance that this commit leaves with nothing to do; ``None`` while it goes on."""
+        if live.flights or self._running_here(live):
+            return live.rest(release=True) if live.state.ended else None
+        if live.gated:
+            return live.rest(release=True)
+        if live.upcoming or self._ready:
+            return None
+        live.resting = True
+        return live.rest(release=False)
+
+    def _redo(self, live: Live) -> None:
+        """Somebody wrote this run's journal before us: take theirs, and decide again. Deciding has no effect, so that is safe."""
+        assert self.room.backend is not None
+        arrived = [a for a in live.arrived if not a.from_inbox]
+        self._hint = -1  # what was taken from the inbox is still there and is read again
+        loaded = self.room.backend.load(live.instance_id)
+        live.arrived = []
+        if loaded is None or loaded.header.instance != live.instance:
+            self._finish(live)
+            return
+        live.restore(loaded)
+        self._survey(live)
+        for again in arrived:
+            self._record(live, again)
+        if not live.entries:
+            self._release(live)
+
+    def _rest_all(self) -> None:
+        """Nothing can move now: leave every instance as it is, with its next due time, and go."""
+        self._write_rests()
+        if self._ready:
+            return
+        held = [live.instance for live in self._lives.values()]
+        for live in list(self._lives.values()):
+            self._finish(live)
+        if self.room.backend is not None and held:
+            self._give_back(held)
+
+    def _write_rests(self) -> None:
+        """Store where idle instances stand, once, so that others see it and a crash costs nothing."""
+        for live in self._restless.values():
+            if not live.resting and not live.flights and live.instance_id in self._lives:
+                self._dirty[live.instance_id] = live
+        self._restless = {}
+        self._commit()
+
+    # --- waiting ---
+
+    def _wait(self) -> Wait | None:
+        """Return what to wait for, or ``None`` if a timer is due already."""
+        self._write_rests()
+        ends = [due for due in (self._timers[0][0] if self._timers else None, self._deadlines[0][0] if self._deadlines else None) if due]
+        until = min(ends, default=None)
+        if until is not None and until <= self.room.clock.now_us():
+            self._fire()
+            return None
+        return Wait(until, self._flights > 0, self.room.poll_us if self.room.backend is not None else None)
+
+    def _fire(self) -> None:
+        now = self.room.clock.now_us()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, live, job = heapq.heappop(self._deadlines)
+            if job is not None:
+                self._time_out(job)
+            else:
+                self._give_up(live)
+        while self._timers and self._timers[0][0] <= now:
+            _, _, live, key = heapq.heappop(self._timers)
+            if live.instance_id in self._lives:
+                self._due(live, key, now)
+
+    def _due(self, live: Live, key: Key, now: int) -> None:
+        step = live.state.steps.get(key)
+        if step is not None and step.phase == "ready":
+            self._ready.append((live, key))
+        elif step is not None and step.phase == "parked":
+            self._record(live, Arrived(e.Fired(*key), None, now))
+
+    def _give_up(self, live: Live) -> None:
+        """The grace of a cancelled instance is over: bodies that did not stop are no longer waited for."""
+        for key in list(live.flights):
+            del live.flights[key]
+            self._flights -= 1
+        self._settle_idle(live)
+
+    def _time_out(self, job: Job) -> None:
+        flight = job.live.flights.get(job.key)
+        if flight is None or flight.job is not job:
+            return
+        del job.live.flights[job.key]
+        self._flights -= 1
+        job.stopped = "its timeout has passed"
+        if flight.stop is not None:
+            flight.stop()
+        else:
+            self.room.threads().abandon(job)
+        seconds = job.body.timeout_us / 1e6
+        error = TaskTimeout(f"{job.body.name!r} ran longer than its timeout of {seconds:g} s at {job.path}", job.path)
+        self._absorb(Outcome(job, None, "", error, error_record(error, self.room.limits.error_bytes)))
+
+    # --- messages ---
+
+    def _read_mail(self, at_least_ns: int = 0) -> None:
+        """Take in what others posted to the instances held here, unless that was done less than so long ago."""
+        backend, now = self.room.backend, time.perf_counter_ns()
+        if backend is None or not self._lives or now - self._mail_at < at_least_ns:
+            return
+        self._mail_at = now
+        hint = backend.hint()
+        if hint == self._hint:
+            return
+        by_number = {live.instance: live for live in self._lives.values()}
+        for number, messages in backend.mail(self.room.session()).items():
+            if (live := by_number.get(number)) is not None:
+                for message in messages:
+                    self._take_message(live, message)
+        self._commit()
+        self._hint = backend.hint()
+
+    def _take_message(self, live: Live, message: Message) -> None:
+        if message.id in live.taken:
+            return
+        live.taken.append(message.id)
+        if not self._deliver(live, message):
+            live.resting = False
+        self._dirty[live.instance_id] = live
+
+    # --- cursors ---
+
+    def _keep_later(self, job: Job, cursor: object) -> None:
+        self.mailbox.put(Kept(job, job.live.encode(cursor)))
+
+    def _keep_at_once(self, job: Job, cursor: object) -> None:
+        self._keep(job, job.live.encode(cursor))
+        self._read_mail()
+        self._commit()
+
+    def _keep(self, job: Job, cursor: object) -> None:
+        self._record(job.live, Arrived(e.Beat(job.node, job.turns, job.number), cursor, self.room.clock.now_us()))
+
+
+_ORDERS: Final[dict[type, Callable[..., None]]] = {
+    f.Opened: Drive._opened,
+    f.AttemptFailed: Drive._attempt_failed,
+    f.CancelBegun: Drive._cancel_begun,
+    f.ScopeFailing: Drive._settle_idle_fact,
+    f.RunResumed: Drive._survey_fact,
+}
+
+
+# --- the two drivers ---------------------------------------------------------------------------
+
+
+def run_sync(drive: Drive, mailbox: Mailbox) -> None:
+    """Drive from a plain function, in the caller's own thread."""
+    turns = drive.turns()
+    try:
+        wait = next(turns)
+        while True:
+            wait = turns.send(mailbox.wait(drive.room.clock.timeout_s(wait)))
+    except StopIteration:
+        return
+    finally:
+        turns.close()
+
+
+async def run_async(drive: Drive, mailbox: AsyncMailbox) -> None:
+    """Drive from a coroutine, on the running loop."""
+    turns = drive.turns()
+    try:
+        wait = next(turns)
+        while True:
+            wait = turns.send(await mailbox.wait(drive.room.clock.timeout_s(wait)))
+    except StopIteration:
+        return
+    finally:
+        turns.close()
+
+
+def check_no_loop(what: str) -> None:
+    """Refuse to block a running event loop. Raises SyncInAsync naming the async twin."""
+    import sys
+
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return
+    raise SyncInAsync(
+        f"{what} was called inside a running event loop, which it would block; use Async{what.partition('.')[0]} and await it"
+    )
+
+

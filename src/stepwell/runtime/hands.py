@@ -1,0 +1,176 @@
+"""Where bodies run when not on the caller's own thread: daemon threads, and one private event loop.
+
+Both take batches and deliver outcomes into a mailbox, so that a small task costs microseconds. Neither ever delays the exit
+of the process. A thread that does not come back (its attempt timed out) stays counted, because Python cannot end it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from .context import CURRENT, Cell
+from .invoke import Job, Outcome, perform, perform_async
+
+if TYPE_CHECKING:
+    import asyncio
+
+_LOG: Final = logging.getLogger("stepwell.runtime")
+
+
+class Flight(NamedTuple):
+    """A job handed over: how to stop it, if it can be stopped, and whether stopping ends it for certain."""
+
+    job: Job
+    stop: Callable[[], None] | None
+
+
+class Fatal(NamedTuple):
+    """A body raised something that is not an attempt's failure (Ctrl-C, SystemExit); the caller must see it."""
+
+    job: Job
+    error: BaseException
+
+
+Deliver = Callable[[object], None]
+
+
+class _Order(NamedTuple):
+    job: Job
+    context: Context
+    deliver: Deliver
+
+
+class Threads:
+    """Up to ``limit`` daemon threads, started as they are needed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._count = self._open = self._lost = 0
+
+    def submit(self, job: Job, context: Context, deliver: Deliver) -> Flight:
+        """Run ``job`` in ``context`` on some thread and deliver its :class:`Outcome`."""
+        with self._lock:
+            self._open += 1
+            if self._open > self._count and self._count < self._limit:
+                self._count += 1
+                threading.Thread(target=self._work, name=f"stepwell-task-{self._count}", daemon=True).start()
+        self._orders.put(_Order(job, context, deliver))
+        return Flight(job, None)
+
+    def abandon(self, job: Job) -> None:
+        """Take note that a job will not be waited for; its thread ends with it."""
+        self._lost += 1
+        _LOG.warning(
+            "a thread is still running %s of %s after its timeout (%d of %d threads are lost this way)",
+            job.path, job.live.instance_id, self._lost, self._limit,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let idle threads end."""
+        for _ in range(self._count):
+            self._orders.put(None)
+
+    def _work(self) -> None:
+        cell = Cell()
+        while (order := self._orders.get()) is not None:
+            order.deliver(order.context.run(_perform_here, cell, order.job))
+            with self._lock:
+                self._open -= 1
+            del order  # an idle thread must not keep the last run's values alive
+
+
+def _perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
+    CURRENT.set(cell)
+    try:
+        return perform(job, cell)
+    except BaseException as error:  # noqa: BLE001  # it is raised again in the caller's thread
+        return Fatal(job, error)
+
+
+class LoopThread:
+    """One event loop on one daemon thread, for async tasks under a sync runner."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stepwell-loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[tuple[Job, Context]], deliver: Deliver) -> list[Flight]:
+        """Start all jobs with one wake-up of the loop."""
+        starts = [_Start(self._loop, job, context, deliver) for job, context in jobs]
+        self._loop.call_soon_threadsafe(_start_all, starts)
+        return [Flight(start.job, start.stop) for start in starts]
+
+    def close(self) -> None:
+        """Stop the loop; what still runs on it is cancelled."""
+        self._loop.call_soon_threadsafe(_stop, self._loop)
+        self._thread.join(timeout=5)
+
+
+class _Start:
+    """One async attempt: started and stopped on the loop's own thread."""
+
+    __slots__ = ("context", "deliver", "job", "loop", "stopped", "task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, context: Context, deliver: Deliver) -> None:
+        self.loop, self.job, self.context, self.deliver = loop, job, context, deliver
+        self.task: asyncio.Task[None] | None = None
+        self.stopped = False
+
+    def begin(self) -> None:
+        if not self.stopped:
+            self.task = self.loop.create_task(self._run(), context=self.context)
+
+    async def _run(self) -> None:
+        import asyncio
+
+        try:
+            self.deliver(await perform_async(self.job))
+        except asyncio.CancelledError as error:
+            from .invoke import failed
+
+            if not self.stopped:  # the task cancelled itself: that is its own failure
+                self.deliver(failed(self.job, RuntimeError(f"the task was cancelled from inside: {error!r}")))
+            else:
+                self.deliver(failed(self.job, error))
+        except BaseException as error:  # noqa: BLE001  # it is raised again in the caller's thread
+            self.deliver(Fatal(self.job, error))
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.stop_here)
+
+    def stop_here(self) -> None:
+        self.stopped = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _start_all(starts: Sequence[_Start]) -> None:
+    for start in starts:
+        start.begin()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    import asyncio
+
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    ending = asyncio.gather(*tasks, return_exceptions=True)
+    ending.add_done_callback(lambda _: loop.stop())
+
+
+def start_here(loop: asyncio.AbstractEventLoop, job: Job, context: Context, deliver: Deliver) -> Flight:
+    """Start an async job on the loop that is running now."""
+    start = _Start(loop, job, context, deliver)
+    start.begin()
+    return Flight(job, start.stop_here)

@@ -1,0 +1,364 @@
+"""One attempt of a body: bind, decode, call, encode.
+
+A :class:`Prepared` workflow holds, for each node with a body, a :class:`Body` whose ``call`` was composed once from the plan's
+arguments, the codec's decoders and the user's function; an attempt only feeds it the stored values it reads. Everything
+in here may run user code (a task, but also a constructor or a property), so it runs where the task runs and not on
+the scheduler.
+
+Values are handled in one of two ways: *stored* (bytes, each consumer decodes its own copy) or *passed* (the object
+itself, only for a run that nothing outlives).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+from ..codec import Codec
+from ..errors import (
+    CodecError, EncodeError, MissingDependency, NoRoute, Permanent, RetryAfter, StepError, TaskTimeout,
+)  # fmt: skip
+from ..flow.compile import may_say_again, turn_types
+from ..flow.plan import BODIED, Arg, Built, Constant, Key, Plan, Ref, Selected, Turns, refs
+from ..retry import Retry
+from ..types import Again, Done
+from .context import CURRENT, Cell
+from .failure import error_record
+
+if TYPE_CHECKING:
+    from ..flow.workflow import AnyWorkflow
+    from .live import Live
+
+Raws: TypeAlias = Sequence[Any]
+Getter: TypeAlias = Callable[[Raws], Any]
+
+
+class Undecodable(Exception):
+    """A stored value does not fit what the code declares now; the instance is held, no attempt is used up."""
+
+
+class Tagged:
+    """A stored value that was returned inside ``Again`` or ``Done``."""
+
+    __slots__ = ("raw", "tag")
+
+    def __init__(self, tag: str, raw: Any) -> None:
+        self.tag, self.raw = tag, raw
+
+
+class Body:
+    """What runs at one node.
+
+    Attributes:
+        call: takes the stored values of ``refs`` and runs the body; for async tasks it returns an awaitable.
+        plain: a sync task that the caller's own thread may run; ``inline``: one that the scheduler may.
+    """
+
+    __slots__ = (
+        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "refs", "retry", "run_in",
+        "task", "timeout_us",
+    )  # fmt: skip
+
+    def __init__(self, node: int, kind: str, name: str, refs: tuple[int, ...], call: Callable[[Raws], Any]) -> None:
+        self.node, self.kind, self.name, self.refs, self.call = node, kind, name, refs, call
+        self.cases: Mapping[tuple[type, object], str] = {}
+        self.task: Any = None
+        self.retry: Retry | None = None
+        self.timeout_us = 0
+        self.run_in = "inline"
+        self.is_async = self.at_most_once = self.plain = False
+        self.inline = True
+
+
+class Job:
+    """One attempt on its way: what it reads, where it belongs, and whether it should stop."""
+
+    __slots__ = ("body", "deadline_us", "keep", "live", "node", "number", "raws", "started", "stopped", "turns")
+
+    def __init__(self, live: Live, body: Body, turns: Turns, number: int, raws: Raws) -> None:
+        self.live, self.body, self.node, self.turns, self.number, self.raws = live, body, body.node, turns, number, raws
+        self.deadline_us = 0
+        self.started = time.perf_counter_ns()
+        self.stopped = ""
+        self.keep: Callable[[Job, object], None] | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.node, self.turns
+
+    # --- what a task context asks ---
+
+    @property
+    def facts(self) -> Live:
+        return self.live
+
+    @property
+    def path(self) -> str:
+        return self.live.plan.path(self.node, self.turns)
+
+    def cancelled(self) -> bool:
+        return bool(self.stopped) or self.live.stop_asked()
+
+    def check_alive(self) -> None:
+        from ..errors import StepCancelled
+
+        if self.cancelled():
+            raise StepCancelled(f"{self.stopped or 'the instance is being cancelled'}: {self.path}", self.path)
+
+    def cursor(self) -> object:
+        return self.live.read_cursor(self.key)
+
+    def keep_cursor(self, cursor: object) -> None:
+        if self.keep is not None:
+            self.keep(self, cursor)
+
+
+class Outcome:
+    """How an attempt ended. ``output`` is stored bytes or the object itself; ``error`` is set if it failed."""
+
+    __slots__ = ("error", "job", "output", "record", "tag", "took_us", "verdict")
+
+    def __init__(self, job: Job, output: Any, tag: str = "", error: BaseException | None = None, record: Any = None) -> None:
+        self.job, self.output, self.tag, self.error, self.record = job, output, tag, error, record
+        self.took_us = (time.perf_counter_ns() - job.started) // 1_000
+        self.verdict: tuple[bool, int] | None = None  # given where the exception itself stayed in another process
+
+
+def perform(job: Job, cell: Cell) -> Outcome:
+    """Run a sync body here and now. Only ``Exception`` is an attempt's failure; anything else passes through."""
+    cell.attempt = job
+    try:
+        value = job.body.call(job.raws)
+    except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
+        return failed(job, error)
+    finally:
+        cell.attempt = None
+    return keep(job, value)
+
+
+async def perform_async(job: Job) -> Outcome:
+    """Run an async body in the current asyncio task."""
+    cell = Cell(job)
+    CURRENT.set(cell)
+    try:
+        value = await cast(Awaitable[Any], job.body.call(job.raws))
+    except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
+        return failed(job, error)
+    finally:
+        cell.attempt = None
+    return keep(job, value)
+
+
+def keep(job: Job, value: Any) -> Outcome:
+    """Turn what a body returned into an outcome: a tag where the engine needs one, and the value as it is stored."""
+    body, tag = job.body, ""
+    if body.kind == "route":
+        return _chosen(job, value)
+    kind = type(value)
+    if kind is Again or kind is Done:
+        value, tag = value.value, "again" if kind is Again else "done"
+    try:
+        return Outcome(job, job.live.encode(value), tag)
+    except CodecError as error:
+        return failed(job, _unstorable(job, error))
+
+
+def _unstorable(job: Job, error: CodecError) -> EncodeError:
+    described = type(error)(f"the result of {job.body.name!r} at {job.path} cannot be stored: {error}", "")
+    described.path = error.path
+    described.__cause__ = error
+    return cast(EncodeError, described)
+
+
+def _chosen(job: Job, key: object) -> Outcome:
+    case = job.body.cases.get((type(key), key)) if isinstance(key, (str, int)) or key.__hash__ else None
+    case = case or job.body.cases.get((type(None), "else"))
+    if case is None:
+        known = ", ".join(sorted(job.body.cases.values())) or "none"
+        return failed(job, NoRoute(f"route {job.path}: no case for {key!r:.80} and no default; the cases are {known}", job.path))
+    return Outcome(job, None, case)
+
+
+def failed(job: Job, error: BaseException) -> Outcome:
+    """Return the outcome of a failed attempt, with the record that is stored of it."""
+    return Outcome(job, None, "", error, error_record(error, job.live.room.limits.error_bytes))
+
+
+def verdict(body: Body, error: BaseException) -> tuple[bool, int]:
+    """Say whether an error may be tried again, and after how many microseconds if the task named a wait (else -1)."""
+    if isinstance(error, RetryAfter):
+        return True, int(error.seconds * 1e6)
+    if isinstance(error, (Permanent, CodecError)) or (isinstance(error, StepError) and not isinstance(error, TaskTimeout)):
+        return False, -1
+    return body.retry is not None and body.retry.covers(error), -1
+
+
+# --- preparing a workflow ------------------------------------------------------------------------
+
+
+class Prepared:
+    """A workflow ready to run in one runner: its dependencies are found and its arguments composed.
+
+    Raises:
+        MissingDependency: the runner was given no value for an ``inject()``.
+    """
+
+    def __init__(self, workflow: AnyWorkflow, codec: Codec, deps: Mapping[object, object], stored: bool) -> None:
+        self.workflow, self.plan, self.codec, self.stored = workflow, workflow.plan, codec, stored
+        self.definition = 0
+        self.input_decoder = codec.decoder(workflow.input_type) if workflow.has_input else None
+        self.output_decoder = codec.decoder(workflow.output_type)
+        composer = _Composer(workflow, codec, stored)
+        self.bodies: list[Body | None] = [
+            composer.body(node, deps) if kind in BODIED else None for node, kind in enumerate(self.plan.kind)
+        ]
+        self.signal_types: dict[str, object] = {
+            row.signal: workflow.bodies.types[node] for node, row in enumerate(self.plan.nodes) if row.kind == "signal"
+        }
+
+
+class _Composer:
+    def __init__(self, workflow: AnyWorkflow, codec: Codec, stored: bool) -> None:
+        self.plan: Plan = workflow.plan
+        self.bodies, self.codec, self.stored = workflow.bodies, codec, stored
+
+    def body(self, node: int, deps: Mapping[object, object]) -> Body:
+        row = self.plan.nodes[node]
+        positions = {ref: at for at, ref in enumerate(dict.fromkeys(r for a in _all_args(row) for r in refs(a)))}
+        wanted, wanted_by_name = self.bodies.wanted[node]
+        getters = [self.getter(a, w, positions) for a, w in zip(row.args, wanted, strict=True)]
+        named = {k: self.getter(a, wanted_by_name[k], positions) for k, a in row.kwargs}
+        if row.kind != "task":
+            body = Body(node, row.kind, row.name, tuple(positions), getters[0])
+            body.cases = self._cases(node)
+            return body
+        return self._task_body(node, tuple(positions), getters, named, deps)
+
+    def _cases(self, node: int) -> dict[tuple[type, object], str]:
+        if self.plan.kind[node] != "route":
+            return {}
+        cases = dict(self.bodies.cases[node])
+        if any(self.plan.nodes[c].name == "else" for c in self.plan.nodes[node].children):
+            cases[(type(None), "else")] = "else"
+        return cases
+
+    def _task_body(
+        self, node: int, reads: tuple[int, ...], getters: list[Getter], named: dict[str, Getter], deps: Mapping[object, object],
+    ) -> Body:  # fmt: skip
+        row, task = self.plan.nodes[node], self.bodies.tasks[node]
+        injected = {k: dependency(deps, task.name, k, t) for k, t in task.injected.items()}
+        body = Body(node, "task", row.name, reads, compose(task.fn, getters, named, injected))
+        body.task, body.is_async, body.retry = task, task.is_async, task.options.retry
+        body.timeout_us, body.run_in = task.options.timeout_us, task.options.run_in
+        body.at_most_once = task.options.delivery == "at_most_once"
+        body.inline = body.run_in == "inline" and not task.is_async
+        body.plain = body.run_in == "thread" and not task.is_async and not body.timeout_us
+        return body
+
+    # --- arguments ---
+
+    def getter(self, arg: Arg, wanted: object, positions: Mapping[int, int]) -> Getter:
+        match arg:
+            case Ref(node):
+                return self._reader(node, wanted, positions[node])
+            case Constant(index):
+                return self._constant(index)
+            case Selected(base, steps):
+                return _selector(self.getter(base, Any, positions), steps)
+            case Built(kind, items, keys):
+                parts = [self.getter(item, Any, positions) for item in items]
+                return _display(kind, parts, [self.bodies.constants[k.index] for k in keys])
+
+    def _constant(self, index: int) -> Getter:
+        value = self.bodies.constants[index]
+        if not self.stored or isinstance(value, (str, int, float, bytes, bool, type(None))):
+            return lambda raws: value
+        kept, decode = self.codec.encode(value), self.codec.decoder(type(value))
+        return lambda raws: decode(kept)
+
+    def _reader(self, node: int, wanted: object, at: int) -> Getter:
+        produced = self.bodies.types.get(node, Any)
+        declared = produced if wanted is Any or wanted is object else wanted
+        read = self._decoder(declared, node) if self.stored else _as_it_is
+        if self.plan.kind[node] == "task" and may_say_again(produced):
+            return self._tagged_reader(read, produced, node, at)
+        if not self.stored:
+            return lambda raws: raws[at]
+        return lambda raws: None if raws[at] is None else read(raws[at])
+
+    def _tagged_reader(self, read: Callable[[Any], Any], produced: object, node: int, at: int) -> Getter:
+        again, done = (self._decoder(t, node) if self.stored else _as_it_is for t in turn_types(produced))
+
+        def get(raws: Raws) -> Any:
+            raw = raws[at]
+            if type(raw) is Tagged:
+                return Again(again(raw.raw)) if raw.tag == "again" else Done(done(raw.raw))
+            return None if raw is None else read(raw)
+
+        return get
+
+    def _decoder(self, declared: object, node: int) -> Callable[[bytes], Any]:
+        decode, name = self.codec.decoder(declared), self.plan.nodes[node].name
+
+        def read(raw: bytes) -> Any:
+            try:
+                return decode(raw)
+            except CodecError as error:
+                raise Undecodable(f"the stored value of {name!r} cannot be read: {error}") from error
+
+        return read
+
+
+def _as_it_is(raw: Any) -> Any:
+    return raw
+
+
+def _all_args(row: Any) -> list[Arg]:
+    return [*row.args, *(arg for _, arg in row.kwargs)]
+
+
+def dependency(deps: Mapping[object, object], task: str, parameter: str, declared: object) -> object:
+    """Return the runner's value for an injected parameter."""
+    try:
+        return deps[declared]
+    except (KeyError, TypeError):
+        raise MissingDependency(task, parameter, getattr(declared, "__name__", str(declared))) from None
+
+
+def compose(
+    fn: Callable[..., Any], getters: Sequence[Getter], named: Mapping[str, Getter], injected: Mapping[str, object]
+) -> Callable[[Raws], Any]:
+    """Return one function that binds arguments from stored values and calls ``fn``."""
+    if named or injected:
+        return lambda raws: fn(*[g(raws) for g in getters], **{k: g(raws) for k, g in named.items()}, **injected)
+    if not getters:
+        return lambda raws: fn()
+    if len(getters) == 1:
+        get = getters[0]
+        return lambda raws: fn(get(raws))
+    return lambda raws: fn(*[g(raws) for g in getters])
+
+
+def _selector(base: Getter, steps: Sequence[tuple[str, Any]]) -> Getter:
+    def get(raws: Raws) -> Any:
+        value = base(raws)
+        for kind, key in steps:
+            try:
+                value = getattr(value, key) if kind == "attr" else value[key]
+            except (AttributeError, LookupError, TypeError) as error:
+                shown = f".{key}" if kind == "attr" else f"[{key!r}]"
+                raise StepError(f"an argument selects {shown} from a {type(value).__name__}, which has none") from error
+        return value
+
+    return get
+
+
+_DISPLAYS: Final[dict[str, Callable[[list[Any]], Any]]] = {"list": list, "tuple": tuple}
+
+
+def _display(kind: str, parts: Sequence[Getter], keys: Sequence[object]) -> Getter:
+    if kind == "dict":
+        return lambda raws: {key: get(raws) for key, get in zip(keys, parts, strict=True)}
+    make = _DISPLAYS[kind]
+    return lambda raws: make([get(raws) for get in parts])

@@ -1,0 +1,221 @@
+"""One instance in a runner's hands: its frontier, the values it may still read, and what is to be committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ..backend.base import Change, Entry, Loaded, Message, Rest
+from ..engine import advance, facts as f
+from ..engine import events as e
+from ..engine.frontier import Frontier, fold, from_image, to_image
+from ..errors import InstanceDamaged
+from ..flow.plan import Key, Plan, Turns
+from .hands import Flight
+from .invoke import Body, Prepared, Raws, Tagged
+
+if TYPE_CHECKING:
+    from .room import Room
+
+_STORE_SLACK: Final = 64
+
+
+class Arrived:
+    """One event on its way into the journal, with what it brought."""
+
+    __slots__ = ("at_us", "event", "from_inbox", "output", "took_us")
+
+    def __init__(self, event: e.Event, output: Any, at_us: int, took_us: int = 0, from_inbox: bool = False) -> None:
+        self.event, self.output, self.at_us, self.took_us, self.from_inbox = event, output, at_us, took_us, from_inbox
+
+
+class Live:
+    """One run of an instance while a drive works on it.
+
+    Attributes:
+        store: values by address: stored bytes, or the objects themselves when nothing is stored.
+        errors: exceptions of this process by address, to chain them to what ``run`` raises.
+        entries: journal rows that the next commit appends after ``base``; ``arrived`` are the events that led to them.
+        taken: inbox messages that those rows took in.
+        upcoming: steps that may start once the commit has landed.
+    """
+
+    __slots__ = (
+        "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance", "instance_id",
+        "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "taken", "upcoming", "workflow",
+    )  # fmt: skip
+
+    def __init__(self, room: Room, prepared: Prepared, instance_id: str, instance: int, run: int, context: Context) -> None:
+        self.room, self.prepared, self.plan = room, prepared, prepared.plan
+        self.bodies: Sequence[Body | None] = prepared.bodies
+        self.instance_id, self.instance, self.run, self.context = instance_id, instance, run, context
+        self.workflow, self.metadata = prepared.workflow.name, prepared.workflow.metadata
+        self.backend_id = room.backend_id
+        self.state = Frontier()
+        self.base = 0
+        self.store: dict[int, Any] = {0: None}
+        self.errors: dict[int, BaseException] = {}
+        self.entries: list[Entry] = []
+        self.arrived: list[Arrived] = []
+        self.taken: list[int] = []
+        self.upcoming: list[Key] = []
+        self.flights: dict[Key, Flight] = {}
+        self.resting = False
+
+    # --- events in, facts out ---
+
+    def advance(self, arrived: Arrived) -> Sequence[f.Fact]:
+        """Let the engine decide, and note what a commit has to write."""
+        facts = advance.advance(self.plan, self.state, arrived.event, arrived.at_us)
+        if not facts:
+            return facts
+        self.resting = False
+        seq = self.state.seq
+        if arrived.output is not None:
+            self.store[seq] = arrived.output
+        if self.room.backend is not None:
+            self.entries.append(Entry(seq, f.encode(facts), arrived.output, arrived.at_us, arrived.took_us))
+            self.arrived.append(arrived)
+        elif len(self.store) > _STORE_SLACK:
+            self._prune()
+        return facts
+
+    @staticmethod
+    def rows(plan: Plan, state: Frontier, events: Iterable[e.Event], now: int, output: bytes | None = None) -> list[Entry]:
+        """Advance a stored state that nobody works on, and return the journal rows for it."""
+        rows: list[Entry] = []
+        for event in events:
+            if facts := advance.advance(plan, state, event, now):
+                rows.append(Entry(state.seq, f.encode(facts), output, now))
+        return rows
+
+    def _prune(self) -> None:
+        """Forget values that nobody can read any more; called so rarely that a step pays next to nothing."""
+        needed = self._needed()
+        if len(self.store) > 2 * len(needed) + _STORE_SLACK:
+            self.store = {at: raw for at, raw in self.store.items() if at in needed}
+
+    def _needed(self) -> set[int]:
+        state = self.state
+        needed = {0, state.seq, state.result, *state.values.values(), *state.cursors.values()}
+        for kept in state.inbox.values():
+            needed.update(kept)
+        return needed
+
+    # --- values ---
+
+    def encode(self, value: object) -> Any:
+        """Return a body's result as it is kept: envelope bytes, or the object itself when nothing is stored."""
+        return self.prepared.codec.encode(value) if self.prepared.stored else value
+
+    def gather(self, body: Body, turns: Turns) -> Raws:
+        """Return the stored values that a body reads."""
+        state, store, depth = self.state, self.store, self.plan.depth
+        addresses = [state.values[(ref, turns[: depth[ref]])] for ref in body.refs]
+        if any(at not in store for at in addresses):
+            self.fetch(addresses)
+        if state.tags:
+            return [Tagged(state.tags[at], store[at]) if at in state.tags else store[at] for at in addresses]
+        return [store[at] for at in addresses]
+
+    def fetch(self, addresses: Iterable[int]) -> None:
+        """Read values from the backend that this process has not seen yet."""
+        missing = [at for at in addresses if at not in self.store]
+        if missing and self.room.backend is not None:
+            self.store.update(self.room.backend.values(self.instance, missing))
+        for at in missing:
+            self.store.setdefault(at, None)
+
+    def value(self, address: int) -> Any:
+        """Return one value as it is kept."""
+        if address not in self.store:
+            self.fetch([address])
+        return self.store[address]
+
+    def read_cursor(self, key: Key) -> object:
+        """Return what an earlier attempt of a step kept, or ``None``."""
+        address = self.state.cursors.get(key, 0)
+        raw = self.value(address)
+        return self.prepared.codec.decode(raw) if self.prepared.stored and raw is not None else raw
+
+    # --- control ---
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.state.ended)
+
+    @property
+    def gated(self) -> bool:
+        """Whether nothing may start now."""
+        state = self.state
+        return bool(state.ended or state.held or state.paused or state.cancelling)
+
+    def stop_asked(self) -> bool:
+        """Whether a running body should stop."""
+        return self.state.cancelling is not None
+
+    # --- to and from rows ---
+
+    def change(self, rest: Rest | None) -> Change:
+        """Return what the next commit writes of this instance."""
+        return Change(self.instance, self.base, self.entries, self.taken, rest)
+
+    def committed(self) -> None:
+        """Take note that everything noted so far is stored."""
+        self.base = self.state.seq
+        self.entries, self.arrived, self.taken = [], [], []
+        if len(self.store) > _STORE_SLACK:
+            self._prune()
+
+    def rest(self, release: bool) -> Rest:
+        """Describe how the instance is left: for good, or until its next moment or message."""
+        state, now = self.state, self.room.clock.now_us()
+        return Rest(state.status(now), to_image(state), state.next_due_us(), release or self.ended, state.result)
+
+    def restore(self, loaded: Loaded) -> None:
+        """Take on a stored state. Raises InstanceDamaged if its rows cannot be read."""
+        self.state = frontier_of(self.plan, loaded)
+        self.base = self.state.seq
+        self.store = {0: None}
+        self.entries, self.taken, self.upcoming = [], [], []
+
+
+def frontier_of(plan: Plan, loaded: Loaded) -> Frontier:
+    """Return the engine's state of a loaded instance: its image and the later facts.
+
+    Raises:
+        InstanceDamaged: the rows are not what stepwell wrote.
+    """
+    header = loaded.header
+    try:
+        state = from_image(loaded.image) if loaded.image else Frontier()
+        for entry in loaded.entries:
+            fold(plan, state, f.decode(entry.facts))
+    except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+        raise InstanceDamaged(
+            header.instance_id, f"its journal cannot be read ({type(error).__name__}); other instances are not affected"
+        ) from error
+    if state.seq != header.seq:
+        raise InstanceDamaged(header.instance_id, f"its journal has {header.seq} entries, but its state says {state.seq}")
+    return state
+
+
+def event_of(message: Message) -> e.Event:
+    """Return the event that a message stands for."""
+    text = (message.payload or b"").decode("utf-8", "replace") if message.kind != "signal" else ""
+    match message.kind:
+        case "signal":
+            return e.Signalled(message.name)
+        case "cancel":
+            return e.CancelAsked(message.name, text)
+        case "pause":
+            return e.PauseAsked(message.name, text)
+        case "resume":
+            return e.ResumeAsked(text)
+        case "retry":
+            return e.RetryAsked(text)
+        case other:
+            raise InstanceDamaged("", f"its inbox holds a message of unknown kind {other!r}")

@@ -1,0 +1,192 @@
+"""What all calls of one runner share: the store, the clock, the session, the hands, and who is working on what."""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from ..codec import Codec, JsonCodec
+from ..errors import AlreadyRunning, Closed, LeaseLost
+from ..types import DEFAULT_LIMITS, Limits
+from .clock import AnyMailbox, Clock, SystemClock
+from .hands import Deliver, Flight, LoopThread, Threads
+from .invoke import Job, Prepared
+
+if TYPE_CHECKING:
+    from ..backend.base import Backend, Session
+    from ..flow.workflow import AnyWorkflow
+    from .processes import Processes
+
+_LOG: Final = logging.getLogger("stepwell.runtime")
+
+
+class Room:
+    """The shared part of a runner. Safe to use from several threads.
+
+    Args:
+        backend: where runs rest; ``None``: nowhere, values are passed as objects unless ``stored``.
+        stored: send every value through the codec, as a backend would.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None,
+        *,
+        codec: Codec | None = None,
+        stored: bool = True,
+        deps: Mapping[Any, object] | None = None,
+        clock: Clock | None = None,
+        threads: int = 32,
+        lease_us: int = 30_000_000,
+        poll_us: int = 50_000,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.backend = backend
+        self.codec: Codec = codec or (backend.codec if backend is not None else JsonCodec(limits))
+        self.stored, self.limits = stored, limits
+        self.deps: Mapping[Any, object] = dict(deps or {})
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.lease_us, self.poll_us = lease_us, poll_us
+        self.backend_id = backend.backend_id if backend is not None else secrets.token_hex(8)
+        self.draw: Callable[[], float] = random.Random().random  # noqa: S311  # spreads retries, guards nothing
+        self._threads_limit = threads
+        self._lock = threading.RLock()
+        self._prepared: dict[int, Prepared] = {}
+        self._working: dict[str, AnyMailbox] = {}
+        self._closed = False
+        self._threads: Threads | None = None
+        self._loop_thread: LoopThread | None = None
+        self._processes: Processes | None = None
+        self._session: Session | None = None
+        self._renewer: _Renewer | None = None
+
+    # --- workflows ---
+
+    def prepare(self, workflow: AnyWorkflow) -> Prepared:
+        """Return the workflow composed for this runner. Raises MissingDependency before anything runs."""
+        with self._lock:
+            self.check_open()
+            prepared = self._prepared.get(id(workflow))
+            if prepared is None or prepared.workflow is not workflow:
+                prepared = Prepared(workflow, self.codec, self.deps, self.stored)
+                self._prepared[id(workflow)] = prepared
+            if self.backend is not None and not prepared.definition:
+                plan = workflow.plan
+                prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
+            return prepared
+
+    # --- who works on what ---
+
+    def enter(self, instance_id: str, mailbox: AnyMailbox) -> None:
+        """Note that a drive works on an instance. Raises AlreadyRunning if another one of this runner does."""
+        with self._lock:
+            if instance_id in self._working:
+                raise AlreadyRunning(instance_id, "it is running in this runner already; wait for that call to end")
+            self._working[instance_id] = mailbox
+
+    def leave(self, instance_id: str) -> None:
+        with self._lock:
+            self._working.pop(instance_id, None)
+
+    def wake(self, instance_id: str, item: object) -> bool:
+        """Put something into the mailbox of the drive that works on an instance, if one does."""
+        with self._lock:
+            mailbox = self._working.get(instance_id)
+        if mailbox is None:
+            return False
+        mailbox.put(item)
+        return True
+
+    # --- the session ---
+
+    def session(self) -> Session:
+        """Return this runner's session, opening it at first need."""
+        assert self.backend is not None
+        with self._lock:
+            self.check_open()
+            if self._session is None or (self._renewer is not None and self._renewer.lost):
+                from ..backend.liveness import this_process
+
+                self._session = self.backend.open_session(this_process(), self.lease_us)
+                self._renewer = _Renewer(self.backend, self._session)
+            return self._session
+
+    def forget_session(self) -> None:
+        """The session was taken over; the next need opens another."""
+        with self._lock:
+            if self._renewer is not None:
+                self._renewer.stop()
+            self._session = self._renewer = None
+
+    # --- hands ---
+
+    def threads(self) -> Threads:
+        with self._lock:
+            if self._threads is None:
+                self._threads = Threads(self._threads_limit)
+            return self._threads
+
+    def loop_thread(self) -> LoopThread:
+        with self._lock:
+            if self._loop_thread is None:
+                self._loop_thread = LoopThread()
+            return self._loop_thread
+
+    def in_process(self, job: Job, context: Context, deliver: Deliver) -> Flight:
+        """Run a job in a worker process."""
+        with self._lock:
+            if self._processes is None:
+                from .processes import Processes
+
+                self._processes = Processes()
+            return self._processes.submit(job, context, deliver)
+
+    # --- the end ---
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise Closed("this runner is closed; make a new one")
+
+    def close(self) -> None:
+        """End the session and the hands. Closing twice does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._renewer is not None:
+                self._renewer.stop()
+            if self._session is not None and self.backend is not None:
+                self.backend.end_session(self._session)
+            for hand in (self._threads, self._loop_thread, self._processes):
+                if hand is not None:
+                    hand.close()
+
+
+class _Renewer:
+    """A small thread that keeps the lease while bodies run in the caller's thread; one write whatever is held."""
+
+    def __init__(self, backend: Backend, session: Session) -> None:
+        self.lost = False
+        self._backend, self._session = backend, session
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="stepwell-lease", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ending.set()
+
+    def _renew(self) -> None:
+        while not self._ending.wait(self._session.lease_us / 3e6):
+            try:
+                self._backend.renew(self._session)
+            except LeaseLost:
+                self.lost = True
+                _LOG.warning("the session's lease was taken over; its writes are refused from now on")
+                return
+            except Exception as error:  # noqa: BLE001  # the lease is long: try again at the next beat
+                _LOG.warning("the lease could not be renewed: %s", error)

@@ -81,7 +81,7 @@ class Session(msgspec.Struct, frozen=True):
     lease_us: int
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One journal row: what one event led to, and the one value it brought (an output, a payload or an error).
 
     ``took_us`` is how long the attempt that ended with this entry ran, 0 for other entries.
@@ -94,7 +94,7 @@ class Entry(msgspec.Struct, frozen=True):
     took_us: int = 0
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """Something posted to an instance that a session holds: a signal (``name`` set) or a request.
 
     ``id`` is given by the store in order of arrival and is 0 when posting. A ``message_id`` is accepted once.
@@ -108,7 +108,7 @@ class Message(msgspec.Struct, frozen=True):
     id: int = 0
 
 
-class Rest(msgspec.Struct, frozen=True):
+class Rest(msgspec.Struct, frozen=True, gc=False):
     """How an instance is left when a commit ends a stretch of work.
 
     Attributes:
@@ -128,7 +128,7 @@ class Rest(msgspec.Struct, frozen=True):
     definition: int | None = None
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """Entries to append to one instance after seq ``base``, messages they took in, and how it is left.
 
     ``instance`` is the store's number for one run of an instance. ``rest`` is ``None`` while work goes on.
@@ -167,7 +167,7 @@ class Creation(msgspec.Struct, frozen=True):
     replacing: Change | None = None
 
 
-class Header(msgspec.Struct, frozen=True):
+class Header(msgspec.Struct, frozen=True, gc=False):
     """An instance's row, without its history. ``instance`` numbers this run of it; ``seq`` is its last entry.
 
     ``held_by`` and ``session`` are the name and id of the live session that holds it, ``""`` and 0 if none does.
@@ -195,7 +195,7 @@ class Header(msgspec.Struct, frozen=True):
     session: int = 0
 
 
-class Created(msgspec.Struct, frozen=True):
+class Created(msgspec.Struct, frozen=True, gc=False):
     """Says that this call created the run, and how its row looks now."""
 
     header: Header

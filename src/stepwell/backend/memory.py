@@ -193,7 +193,7 @@ class InMemoryBackend:
             self._apply(last, change)
             self._replace(last)
         run = self._insert(creation, last.run + 1 if last is not None else 1)
-        if held is not None and creation.claim:
+        if held is not None and creation.claim and not run.ended:
             self._hold(held, run)
         return Created(self._header(run, held))
 
@@ -288,7 +288,7 @@ class InMemoryBackend:
             run = self._last.get(instance_id)
             if run is None:
                 return None
-            if not run.ended and self._holder_of(run) is None:
+            if not run.ended and run.session != held.session.id and self._holder_of(run) is None:
                 self._hold(held, run)
             return self._loaded(run, held)
 

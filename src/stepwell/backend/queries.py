@@ -77,7 +77,6 @@ INSERT INTO instance (instance_id, run, definition, state, created_us, updated_u
 trace,
     image, image_seq)
 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-ON CONFLICT (instance_id, run) DO NOTHING
 """
 NEW_AGENDA: Final = "INSERT INTO agenda (instance, definition, due_us, session) VALUES (?, ?, ?, ?)"
 LAST_RUN: Final = "SELECT id, run FROM instance WHERE instance_id = ? ORDER BY run DESC LIMIT 1"
@@ -128,9 +127,10 @@ PLAN: Final = "SELECT plan FROM definition WHERE name = ? AND fingerprint = ?"
 META: Final = "SELECT value FROM meta WHERE key = ?"
 STUCK: Final = """
 SELECT i.instance_id, a.session FROM instance i LEFT JOIN agenda a ON a.instance = i.id
-WHERE i.ended_us IS NULL AND NOT i.replaced AND a.session IS NULL AND a.due_us IS NULL
-  AND i.state NOT IN ('waiting', 'paused', 'held')
-   OR a.session NOT IN (SELECT id FROM session)
+WHERE i.ended_us IS NULL AND NOT i.replaced AND (
+    a.session IS NULL AND a.due_us IS NULL AND i.state NOT IN ('waiting', 'paused', 'held')
+    OR a.session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM session WHERE id = a.session)
+)
 ORDER BY i.id
 """
 

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
     from .sqlite_file import Connection
 
-    Made = tuple[int, int] | Literal["conflict"] | None  # number and run, if there was room
     Row = tuple[object, ...]
     _Names = dict[int | None, str | None]
 
@@ -188,83 +187,75 @@ class SqliteBackend:
             name = self._live_name(db, session) if session is not None else ""
             for creation in creations:
                 self._check_definitions(db, creation)
-            made: list[Made] = [self._insert(db, creation) for creation in creations]
-            self._write_new(db, session, creations, made)
-            pairs = zip(creations, made, strict=True)
-            return [self._created(db, session, name, creation, number) for creation, number in pairs]
+            pending = _Pending()
+            holder = (session.id, name) if session is not None else (0, "")
+            answers = [self._create(db, creation, holder, pending) for creation in creations]
+            pending.write(db)
+            return answers
 
-    def _insert(self, db: Connection, creation: Creation) -> Made:
-        """Insert the instance's row; return its number and run, ``None`` if there is one, or ``"conflict"``."""
-        run, change = 1, creation.replacing
-        if change is not None:
-            last = db.execute(sql.LAST_RUN, (creation.instance_id,)).fetchone()
-            if last is None or last[0] != change.instance or not self._admits(db, change):
+    def _create(
+        self, db: Connection, creation: Creation, holder: tuple[int, str], pending: _Pending
+    ) -> Created | Header | Literal["conflict"]:
+        last = db.execute(sql.LAST_RUN, (creation.instance_id,)).fetchone()
+        if last is not None:
+            pending.write(db)  # it may be of this very batch
+        if creation.replacing is not None:
+            if last is None or not self._replace(db, last[0], creation.replacing):
                 return "conflict"
-            self._append(db, change)
-            self._write_rests(db, None, [change] if change.rest is not None else [])
-            for statement in (sql.REPLACE, sql.END, sql.CLEAR_INBOX):
-                db.execute(statement, (change.instance,))
-            run = last[1] + 1
-        image_seq = len(creation.entries) if creation.image is not None else 0
-        ended_us = creation.at_us if creation.state in ENDED else None
+        elif last is not None:
+            row = db.execute(sql.HEADER_OF, (last[0],)).fetchone()
+            assert row is not None
+            return self._header(db, row, {})
+        return Created(self._insert(db, creation, last[1] + 1 if last is not None else 1, holder, pending))
+
+    def _replace(self, db: Connection, last: int, change: Change) -> bool:
+        """End the last run and close it to every further write, whoever holds it; return whether that was admitted."""
+        if last != change.instance or not self._admits(db, change):
+            return False
+        self._append(db, change)
+        self._write_rests(db, None, [change] if change.rest is not None else [])
+        for statement in (sql.REPLACE, sql.END, sql.CLEAR_INBOX):
+            db.execute(statement, (change.instance,))
+        return True
+
+    def _insert(
+        self, db: Connection, creation: Creation, run: int, holder: tuple[int, str], pending: _Pending
+    ) -> Header:
+        """Insert a run and return its header, made from what is written and not read back."""
+        ended = creation.state in ENDED
+        ended_us, due_us = (creation.at_us, None) if ended else (None, creation.due_us)
+        session_id, held_by = holder if creation.claim and not ended else (0, "")
         labels = msgspec.json.encode(creation.labels).decode() if creation.labels else None
+        image_seq = len(creation.entries) if creation.image is not None else 0
         row = (
             creation.instance_id, run, creation.definition, creation.state, creation.at_us, ended_us,
             creation.input_digest, labels, creation.trace, creation.image, image_seq,
         )  # fmt: skip
         db.execute(sql.NEW_INSTANCE, row)
-        return (db.last_insert_rowid(), run) if db.changes() else None
-
-    def _write_new(
-        self, db: Connection, session: Session | None, creations: Sequence[Creation], made: Sequence[Made]
-    ) -> None:
-        """Write the journal and agenda rows of everything that was inserted."""
-        journal: list[Row] = []
-        agenda: list[Row] = []
-        for creation, number in zip(creations, made, strict=True):
-            if isinstance(number, tuple):
-                journal += _journal_rows(number[0], creation.entries)
-                if creation.state not in ENDED:
-                    holder = session.id if session is not None and creation.claim else None
-                    agenda.append((number[0], creation.definition, creation.due_us, holder))
-        db.executemany(sql.APPEND, journal)
-        db.executemany(sql.NEW_AGENDA, agenda)
-
-    def _created(
-        self, db: Connection, session: Session | None, name: str, creation: Creation, made: Made
-    ) -> Created | Header | Literal["conflict"]:
-        """Answer one creation. The header of a new row is made from what was written, not read back."""
-        if made == "conflict":
-            return "conflict"
-        if made is None:
-            row = db.execute(sql.HEADER_LAST, (creation.instance_id,)).fetchone()
-            assert row is not None
-            return self._header(db, row, {})
-        number, run = made
-        ended = creation.state in ENDED
-        claimed = session is not None and creation.claim and not ended
+        number = db.last_insert_rowid()
+        pending.journal += _journal_rows(number, creation.entries)
+        if not ended:
+            pending.agenda.append((number, creation.definition, due_us, session_id or None))
         workflow, fingerprint = self._definitions[creation.definition]
-        return Created(
-            Header(
-                instance=number,
-                instance_id=creation.instance_id,
-                run=run,
-                workflow=workflow,
-                fingerprint=fingerprint,
-                state=creation.state,
-                seq=len(creation.entries),
-                created_us=creation.at_us,
-                updated_us=creation.at_us,
-                ended_us=creation.at_us if ended else None,
-                due_us=None if ended else creation.due_us,
-                input_digest=creation.input_digest,
-                result_seq=0,
-                held_by=name if claimed else "",
-                mail=0,
-                labels=creation.labels,
-                trace=creation.trace,
-                session=session.id if session is not None and claimed else 0,
-            )
+        return Header(
+            instance=number,
+            instance_id=creation.instance_id,
+            run=run,
+            workflow=workflow,
+            fingerprint=fingerprint,
+            state=creation.state,
+            seq=len(creation.entries),
+            created_us=creation.at_us,
+            updated_us=creation.at_us,
+            ended_us=ended_us,
+            due_us=due_us,
+            input_digest=creation.input_digest,
+            result_seq=0,
+            held_by=held_by,
+            mail=0,
+            labels=creation.labels,
+            trace=creation.trace,
+            session=session_id,
         )
 
     def _check_definitions(self, db: Connection, creation: Creation) -> None:
@@ -544,6 +535,19 @@ class SqliteBackend:
         self._database.close()
 
 
+class _Pending:
+    """Rows of new instances that are written together, at the end of a batch or before one of them is read."""
+
+    def __init__(self) -> None:
+        self.journal: list[Row] = []
+        self.agenda: list[Row] = []
+
+    def write(self, db: Connection) -> None:
+        db.executemany(sql.APPEND, self.journal)
+        db.executemany(sql.NEW_AGENDA, self.agenda)
+        self.journal, self.agenda = [], []
+
+
 def _codec(codec_id: int) -> Codec:
     """Return the codec that a file names; :class:`JsonCodec` for one it does not know, to be refused as different."""
     from stepwell.codec import JsonCodec, MsgpackCodec
@@ -558,7 +562,7 @@ def _lost() -> LeaseLost:
 
 def _plain(changes: Sequence[Change]) -> bool:
     """Whether no change needs more than the admission in its own rows."""
-    if len(changes) > 1 and len({change.instance for change in changes}) != len(changes):
+    if not changes or len({change.instance for change in changes}) != len(changes):
         return False
     for change in changes:
         if not change.entries or change.entries[0].seq != change.base + 1 or change.message_ids:

@@ -44,6 +44,7 @@ APPLICATION_ID: Final = 0x53745765  # "StWe": marks the file as ours
 MIGRATIONS: Final = ("001_schema.sql",)
 SQLITE_LEAST: Final = (3, 51, 3)  # earlier ones from 3.7.0 on can corrupt a WAL file that is reset under load
 PAUSE_MAX_S: Final = 0.01
+THREAD_GRACE_S: Final = 5.0  # the thread that has the connection may itself be waiting for another process
 UNKNOWN: Final = " while committing: whether this write landed is not known"
 
 # synchronous: 2 is FULL, every commit is flushed; 1 is NORMAL, only checkpoints are. Longer between checkpoints pays
@@ -201,8 +202,10 @@ class Database:
 
     def begin(self, statement: str) -> Connection:
         """Take the connection for this thread and begin a transaction on it."""
-        if not self._lock.acquire(timeout=self._busy_s):
-            raise BackendUnavailable(f"{self.path}: another thread has kept the connection for {self._busy_s:g} s")
+        if not self._lock.acquire(timeout=self._busy_s + THREAD_GRACE_S):
+            raise BackendUnavailable(
+                f"{self.path}: another thread of this process has kept the connection for too long"
+            )
         try:
             self.check()
             if self.connection.in_transaction:  # an interrupt struck between a block's end and its commit

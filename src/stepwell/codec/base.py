@@ -92,7 +92,7 @@ class EnvelopeCodec:
             raise OptionError(f"Limits.depth is {limits.depth}; codecs take 1 to {DEPTH_MAX}")
         self.name, self.id, self.limits = form.name, form.id, limits
         self._writer = writer = Writer(limits, form.dumps, binary=form.binary)
-        self._dumps, self._size_few, self._size_all = writer.dumps, writer.size_few, writer.size_all
+        self._dumps, self._size_few = writer.dumps, writer.size_few
         self._canonical = _canonical_writer(limits)
         self._readers = Readers(limits, self._writer.shape)
         self._tree = _tree_opener(form, limits)
@@ -105,7 +105,7 @@ class EnvelopeCodec:
 
     def encode(self, value: object) -> bytes:
         size = self._size_few(value, 1)  # Writer.is_plain, written out: most calls end within these lines
-        if size >= 0 or (size == MANY and self._size_all(value, 1) >= 0):
+        if size >= 0 or (size == MANY and self._is_plain_in_all(value)):
             try:
                 payload = self._dumps(value)
             except _REFUSALS:
@@ -132,6 +132,12 @@ class EnvelopeCodec:
     def digest(self, value: object) -> bytes:
         """See :func:`digest`."""
         return blake2b(_canonical_payload(self._canonical, value), digest_size=DIGEST_BYTES).digest()
+
+    def _is_plain_in_all(self, value: object) -> bool:
+        try:
+            return self._writer.is_plain_in_all(value)
+        except Misfit as misfit:
+            raise _encode_error(misfit) from None
 
     def _tagged(self, value: object) -> bytes:
         try:

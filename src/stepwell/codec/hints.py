@@ -202,7 +202,7 @@ def _fits(produced: object, wanted: object) -> bool | None:
         return None
     if _is_subclass(produced, wanted):
         return True
-    return None if _is_subclass(wanted, produced) else False
+    return None if issubclass(wanted, produced) else False  # the value may be of the narrower class
 
 
 def _is_plain_class(declared: object) -> typing.TypeGuard[type]:

@@ -1,7 +1,7 @@
 """Finding out, at the speed of C loops, whether a value is its own tree.
 
 Most stored values are plain: None, bool, int, str and finite floats, in lists and in dicts with str keys, all
-of the exact type. (For a binary format also bytes and every float.) They go to the payload format as they are.
+of the exact type. (For a binary format also bytes, and for some formats every float.) They go to the payload format as they are.
 Ints over 64 bits and lone surrogates are not looked for: the formats refuse them, and a walk follows.
 
 One value met at many places is written at each of them, so what is small in memory may have a huge text. So
@@ -22,21 +22,23 @@ from .tags import MARK, TYPE, Node, type_of
 FEW: Final = 64  # entries
 NOT_PLAIN: Final = -1
 MANY: Final = -2
+TOO_LARGE: Final = -3
 
 _STR: Final = frozenset({str})
 _FLOAT: Final = frozenset({float})
 
 
-def sizer(limits: Limits, *, binary: bool, exact: bool) -> Callable[[object, int], int]:  # noqa: C901 - see size_of
+def sizer(limits: Limits, *, binary: bool, nonfinite: bool, exact: bool) -> Callable[[object, int], int]:  # noqa: C901 - see size_of
     """A function that sizes a value standing inside ``depth - 1`` containers.
 
     It gives the entries in all of a plain value, with ``exact`` the characters too, else NOT_PLAIN. Without
-    ``exact`` it stops at FEW entries with MANY. What is over a limit is not plain; the walk names it.
+    ``exact`` it stops at FEW entries with MANY, with it at ``value_bytes`` with TOO_LARGE. What is over another
+    limit is not plain, and the walk names the place.
     """
-    scalars = frozenset({NoneType, bool, int, str} | ({float, bytes} if binary else set()))
+    scalars = frozenset({NoneType, bool, int, str} | ({bytes} if binary else set()) | ({float} if nonfinite else set()))
     easy = scalars - {str, bytes} if exact else scalars
     most = limits.value_bytes if exact else FEW
-    over = NOT_PLAIN if exact else MANY
+    over = TOO_LARGE if exact else MANY
     keys_max, depth_max = limits.keys, limits.depth
 
     def size_of(value: Node, depth: int) -> int:  # noqa: C901 - one function, as a call costs more than an entry
@@ -49,7 +51,7 @@ def sizer(limits: Limits, *, binary: bool, exact: bool) -> Callable[[object, int
             if value and type(value[0]) is str and value[0][:1] == MARK:
                 return NOT_PLAIN
             items = value
-        elif kind is float and not binary:
+        elif kind is float and not nonfinite:
             return NOT_PLAIN if value - value else 0  # nan for nan and the infinities, 0.0 for all others
         else:
             return 0 if kind in scalars else NOT_PLAIN
@@ -82,9 +84,9 @@ def sizer(limits: Limits, *, binary: bool, exact: bool) -> Callable[[object, int
     return size_of
 
 
-def flat_sizer(*, binary: bool) -> Callable[[Collection[object]], int]:
+def flat_sizer(*, binary: bool, nonfinite: bool) -> Callable[[Collection[object]], int]:
     """A function that gives the characters in ``values`` if all are plain scalars, else NOT_PLAIN."""
-    easy = frozenset({NoneType, bool, int} | ({float} if binary else set()))
+    easy = frozenset({NoneType, bool, int} | ({float} if nonfinite else set()))
 
     def size_of(values: Collection[object]) -> int:
         size = 0

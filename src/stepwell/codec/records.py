@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .tags import Misfit
+from .tags import Misfit, Record
 
 Fields = dict[str, object]
 
@@ -59,7 +59,7 @@ def shape_of(cls: Any) -> Shape | None:
     Raises:
         Misfit: the class has fields, but its objects cannot be rebuilt from them.
     """
-    if issubclass(cls, Enum):
+    if issubclass(cls, Enum) or cls is Record:
         return None
     if hasattr(cls, "_field_defaults") and issubclass(cls, tuple):
         return _namedtuple(cls)
@@ -75,9 +75,13 @@ def shape_of(cls: Any) -> Shape | None:
 
 
 def hints_of(cls: type) -> Mapping[str, object]:
-    """The resolved annotations of a class; its own name is known inside it, wherever it was defined."""
+    """The resolved annotations of a class; one defined in a function at least knows its own name."""
     try:
-        return typing.get_type_hints(cls, localns={cls.__name__: cls}, include_extras=True)
+        try:
+            return typing.get_type_hints(cls, include_extras=True)
+        except NameError:
+            own = {"typing": typing, cls.__name__: cls}  # dataclasses.make_dataclass writes "typing.Any"
+            return typing.get_type_hints(cls, localns=own, include_extras=True)
     except NameError as error:
         raise Misfit(
             f"the annotation of a field of {cls.__qualname__} names {error.name!r}, which its module does not "

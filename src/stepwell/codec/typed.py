@@ -166,7 +166,8 @@ class Readers:
     def _union(self, declared: object, readers: list[Reader]) -> Reader:
         natives = _NONE.union(*(reader.natives for reader in readers))
         plain = _NONE.union(*(reader.plain for reader in readers))
-        reads = [reader.read for reader in readers if reader is not self.none]
+        readers = [reader for reader in readers if reader is not self.none]
+        reads = [reader.read for reader in sorted(readers, key=lambda reader: reader is self.any)]  # Any comes last
         if len(reads) == 1:
             return Reader(reads[0], natives, plain)  # an optional costs nothing
 
@@ -292,7 +293,7 @@ class Readers:
         """A dict; keys beside the declared ones are kept, as a type checker allows them."""
         hints = _field_types(declared, cls, hints_of(cls))
         readers = {name: self.of(hint) for name, hint in hints.items()}
-        required: frozenset[str] = cls.__required_keys__
+        required = {name for name, hint in hints.items() if _is_required(cls, name, hint)}
 
         def read(node: Node) -> object:
             kind = type_of(node)
@@ -388,6 +389,12 @@ def _member_reader(cls: type[Enum]) -> Reader:
         return make_member(cls, node)
 
     return _reader(read)
+
+
+def _is_required(cls: Any, name: str, hint: object) -> bool:
+    """Whether a TypedDict must have a key; it does not know that itself where its annotations are texts."""
+    origin = typing.get_origin(hint)
+    return origin is typing.Required or (name in cls.__required_keys__ and origin is not typing.NotRequired)
 
 
 def _field_types(declared: object, cls: type, hints: Mapping[str, object]) -> dict[str, object]:

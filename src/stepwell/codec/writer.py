@@ -21,7 +21,7 @@ from uuid import UUID
 from stepwell.types import Limits
 
 from . import tags
-from .plain import MANY, flat_sizer, sizer
+from .plain import MANY, TOO_LARGE, flat_sizer, sizer
 from .records import Shape, shape_of, take_member
 from .tags import MARK, TYPE, Misfit, Record, TooLarge, field_part, key_part
 
@@ -42,11 +42,15 @@ class Writer:
     def __init__(self, limits: Limits, dumps: Dumps, *, binary: bool, ordered: bool = False) -> None:
         """``binary``: the format has bytes and all floats. ``ordered``: dict order is not to be seen in the tree."""
         self.limits, self.dumps, self.binary, self.ordered = limits, dumps, binary, ordered
-        self.size_few = sizer(limits, binary=binary, exact=False)
-        self.size_all = sizer(limits, binary=binary, exact=True)
-        self.size_flat = flat_sizer(binary=binary)
+        nonfinite = binary and not ordered  # there are many NaNs to MessagePack, and only one to a digest
+        self.size_few = sizer(limits, binary=binary, nonfinite=nonfinite, exact=False)
+        self.size_all = sizer(limits, binary=binary, nonfinite=nonfinite, exact=True)
+        self.size_flat = flat_sizer(binary=binary, nonfinite=nonfinite)
         self.shapes: dict[type, Shape | None] = {}
-        self._table: dict[type, Write] = {**_COMMON, **(_BINARY if binary else _TEXT)}
+        self._base: dict[type, Write] = _COMMON | _TEXT | (_BINARY if binary else {})
+        if nonfinite:
+            self._base[float] = _as_is
+        self._table = dict(self._base)
 
     def shape(self, cls: type) -> Shape | None:
         try:
@@ -59,7 +63,13 @@ class Writer:
     def is_plain(self, value: object) -> bool:
         """True if ``value`` is its own tree, apart from ints over 64 bits and lone surrogates."""
         size = self.size_few(value, 1)
-        return size >= 0 or (size == MANY and self.size_all(value, 1) >= 0)
+        return size >= 0 or (size == MANY and self.is_plain_in_all(value))
+
+    def is_plain_in_all(self, value: object) -> bool:
+        size = self.size_all(value, 1)
+        if size == TOO_LARGE:
+            raise too_large(self.limits)
+        return size >= 0
 
     def tree(self, value: object, *, strict: bool) -> object:
         return _Walk(self, strict).node(value, 0)
@@ -70,7 +80,7 @@ class Writer:
         if write is None:
             write = _write_for(cls, self.shape(cls))
             if len(self._table) >= _CLASSES_MAX:
-                self._table = {**_COMMON, **(_BINARY if self.binary else _TEXT)}
+                self._table = dict(self._base)
             self._table[cls] = write
         return write
 
@@ -254,7 +264,7 @@ def _moment(value: dt.datetime | dt.time) -> list[object]:
     """
     zone = value.tzinfo
     if zone is None or type(zone) is dt.timezone:
-        name = _own_name(zone)
+        name = _own_name(zone) if zone is not None else None
         return [value.isoformat(), value.fold, name] if name else _with_fold(value)
     from zoneinfo import ZoneInfo  # only where a zone is met: it costs a millisecond of import
 
@@ -285,11 +295,14 @@ def _with_fold(value: dt.datetime | dt.time) -> list[object]:
     return [value.isoformat(), 1] if value.fold else [value.isoformat()]
 
 
-def _own_name(zone: dt.timezone | None) -> str | None:
-    if zone is None or zone is dt.UTC:
+def _own_name(zone: dt.timezone) -> str | None:
+    if zone is dt.UTC:
         return None
+    offset = zone.utcoffset(None)
+    if offset.microseconds:  # datetime.fromisoformat loses it where it is all of the offset
+        raise Misfit("a timezone with a fraction of a second in its offset cannot be stored; round it")
     name = zone.tzname(None)
-    return None if name == dt.timezone(zone.utcoffset(None)).tzname(None) else name
+    return None if name == dt.timezone(offset).tzname(None) else name
 
 
 # --- containers ------------------------------------------------------------------------------------------------
@@ -423,4 +436,4 @@ _COMMON: Final[dict[type, Write]] = {
     Record: _write_record,
 }
 _TEXT: Final[dict[type, Write]] = {float: _write_float, bytes: _write_bytes}
-_BINARY: Final[dict[type, Write]] = {float: _as_is, bytes: _write_native_bytes}
+_BINARY: Final[dict[type, Write]] = {bytes: _write_native_bytes}

@@ -19,7 +19,7 @@ from ..flow.plan import BODIED, NONE, Key, Plan, Turns
 from ..retry import backoff_us
 from . import events as e
 from . import facts as f
-from .frontier import ROOT, Failure, Frontier, Request, Step, address, apply, case_of, input_of
+from .frontier import ROOT, Failure, Frontier, Request, Step, address, apply, apply_straight_on, case_of, input_of
 
 NOTHING: Final[tuple[f.Fact, ...]] = ()
 
@@ -47,8 +47,7 @@ def _succeeded(plan: Plan, state: Frontier, event: e.Succeeded, now: int) -> Seq
     if plan.kind[node] == "route":
         return _routed(plan, state, event, now)
     if step.phase == "ready" and not event.tag and (facts := _straight_on(plan, node, turns)):
-        for fact in facts:
-            apply(plan, state, fact)
+        apply_straight_on(plan, state, key, (plan.following[node], turns))
         return facts
     turn = _Turn(plan, state, now)
     turn.emit(f.StepDone(node, turns, event.tag))
@@ -347,7 +346,7 @@ def _begun(plan: Plan, state: Frontier, event: e.Begun, now: int) -> Sequence[f.
 
 def _beat(plan: Plan, state: Frontier, event: e.Beat, now: int) -> Sequence[f.Fact]:
     step = state.steps.get((event.node, event.turns))
-    if step is None or step.attempt != event.attempt or step.phase not in _RUNNABLE:
+    if step is None or step.attempt != event.attempt or step.phase not in _RUNNABLE or plan.kind[event.node] != "task":
         return NOTHING
     turn = _Turn(plan, state, now)
     turn.emit(f.CursorKept(event.node, event.turns))

@@ -13,11 +13,11 @@ import msgspec
 from ..flow.plan import Key, Turns
 
 
-class Start(msgspec.Struct, frozen=True):
+class Start(msgspec.Struct, frozen=True, gc=False):
     """The run begins; its value is the input."""
 
 
-class Succeeded(msgspec.Struct, frozen=True):
+class Succeeded(msgspec.Struct, frozen=True, gc=False):
     """A body returned; its value is the output. ``tag`` is a route's chosen case, or ``again``/``done``."""
 
     node: int
@@ -26,7 +26,7 @@ class Succeeded(msgspec.Struct, frozen=True):
     tag: str = ""
 
 
-class Errored(msgspec.Struct, frozen=True):
+class Errored(msgspec.Struct, frozen=True, gc=False):
     """An attempt failed; its value is the error record.
 
     ``after_us`` is a wait that the task asked for (-1: none), which uses up no attempt. ``draw`` in [0, 1) spends the jitter.
@@ -40,7 +40,7 @@ class Errored(msgspec.Struct, frozen=True):
     draw: float = 0.0
 
 
-class Begun(msgspec.Struct, frozen=True):
+class Begun(msgspec.Struct, frozen=True, gc=False):
     """An at-most-once attempt is about to start."""
 
     node: int
@@ -48,7 +48,7 @@ class Begun(msgspec.Struct, frozen=True):
     attempt: int
 
 
-class Beat(msgspec.Struct, frozen=True):
+class Beat(msgspec.Struct, frozen=True, gc=False):
     """A running attempt keeps a cursor, which is the event's value."""
 
     node: int
@@ -56,7 +56,7 @@ class Beat(msgspec.Struct, frozen=True):
     attempt: int
 
 
-class CutOff(msgspec.Struct, frozen=True):
+class CutOff(msgspec.Struct, frozen=True, gc=False):
     """An at-most-once attempt was started by a session that is gone."""
 
     node: int
@@ -64,40 +64,40 @@ class CutOff(msgspec.Struct, frozen=True):
     attempt: int
 
 
-class Fired(msgspec.Struct, frozen=True):
+class Fired(msgspec.Struct, frozen=True, gc=False):
     """The moment of a delay or of a signal's timeout has come."""
 
     node: int
     turns: Turns
 
 
-class Signalled(msgspec.Struct, frozen=True):
+class Signalled(msgspec.Struct, frozen=True, gc=False):
     """A message came; its value is the payload."""
 
     name: str
 
 
-class CancelAsked(msgspec.Struct, frozen=True):
+class CancelAsked(msgspec.Struct, frozen=True, gc=False):
     reason: str = ""
     by: str = ""
 
 
-class PauseAsked(msgspec.Struct, frozen=True):
+class PauseAsked(msgspec.Struct, frozen=True, gc=False):
     reason: str = ""
     by: str = ""
 
 
-class ResumeAsked(msgspec.Struct, frozen=True):
+class ResumeAsked(msgspec.Struct, frozen=True, gc=False):
     by: str = ""
 
 
-class RetryAsked(msgspec.Struct, frozen=True):
+class RetryAsked(msgspec.Struct, frozen=True, gc=False):
     """Continue a failed or cancelled run from where it stopped."""
 
     by: str = ""
 
 
-class HoldAsked(msgspec.Struct, frozen=True):
+class HoldAsked(msgspec.Struct, frozen=True, gc=False):
     """Stop for a person's decision; ``reason`` is a short typed word, ``detail`` the text for people."""
 
     reason: str
@@ -106,7 +106,7 @@ class HoldAsked(msgspec.Struct, frozen=True):
     turns: Turns = ()
 
 
-class Settled(msgspec.Struct, frozen=True):
+class Settled(msgspec.Struct, frozen=True, gc=False):
     """These closing steps do not run, or run no longer, and will report nothing."""
 
     steps: tuple[Key, ...]

@@ -178,7 +178,7 @@ Law: TypeAlias = Callable[[View], None]
 def turns_match_depth(view: View) -> None:
     """Everything that is kept by key has as many turns as there are loops around it."""
     state = view.state
-    for node, turns in (*state.steps, *state.scopes, *state.turning, *state.values, *state.stalled):
+    for node, turns in (*state.steps, *state.scopes, *state.turning, *state.values, *state.cursors, *state.stalled):
         _hold(len(turns) == view.plan.depth[node], "turns_match_depth", view.text((node, turns)))
 
 
@@ -259,7 +259,7 @@ def ended_is_quiet(view: View) -> None:
         _hold(step.phase not in LIVE, "ended_is_quiet", f"{view.text(key)} is {step.phase} after the end")
     _hold(not (state.paused or state.held or state.unsettled), "ended_is_quiet", "an ended run is paused, held or unsettled")
     if state.ended == "completed":
-        left = view.open or state.values or state.tags or state.failure or state.cancelling
+        left = view.open or state.values or state.tags or state.cursors or state.failure or state.cancelling
         _hold(not left, "ended_is_quiet", f"a completed run keeps {left}")
     elif state.ended == "failed":
         _hold(state.failure is not None, "ended_is_quiet", "failed without a failure")
@@ -415,7 +415,7 @@ def addresses_exist(view: View) -> None:
     """Every address is that of an entry of this run, or 0."""
     state = view.state
     messages = [at for kept in state.inbox.values() for at in kept]
-    addresses = [*state.values.values(), *state.tags, *messages, state.result, state.failure.address if state.failure else 0]
+    addresses = [*state.values.values(), *state.tags, *state.cursors.values(), *messages, state.result, state.failure.address if state.failure else 0]
     _hold(all(0 <= at <= state.seq for at in addresses), "addresses_exist", f"{addresses} with seq {state.seq}")
     _hold(0 not in messages and len(set(messages)) == len(messages), "addresses_exist", f"messages at {messages}")
 
@@ -424,6 +424,12 @@ def tags_have_values(view: View) -> None:
     """A tag is kept only for a value that is kept."""
     left = set(view.state.tags) - set(view.state.values.values())
     _hold(not left, "tags_have_values", f"tags at {left}")
+
+
+def cursors_have_steps(view: View) -> None:
+    """A cursor is kept only for a task that is open."""
+    left = [view.text(key) for key in view.state.cursors if key not in view.state.steps or view.plan.kind[key[0]] != "task"]
+    _hold(not left, "cursors_have_steps", f"cursors of {left}")
 
 
 def messages_are_taken(view: View) -> None:
@@ -440,5 +446,6 @@ LAWS: Final[tuple[Law, ...]] = (
     turns_match_depth, phases_fit_kinds, open_things_nest, one_line, stalled_once, turning_in_range,
     no_limbo, ended_is_quiet, failure_is_noted,
     scopes_count_children, scopes_go_on, needs_come_first, unsettled_counts_closing, nothing_starts_where_it_failed,
-    needed_values_are_there, unneeded_values_are_gone, addresses_exist, tags_have_values, messages_are_taken,
+    needed_values_are_there, unneeded_values_are_gone, addresses_exist, tags_have_values, cursors_have_steps,
+    messages_are_taken,
 )  # fmt: skip

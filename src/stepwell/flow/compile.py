@@ -80,6 +80,7 @@ class _Compiler:
         self.codec = JsonCodec()
         self.names: dict[int, Counter[str]] = {}
         self.callables: dict[str, AnyTask] = {}
+        self.payloads: dict[str, object] = {}
 
     # --- rows ---
 
@@ -220,7 +221,7 @@ class _Compiler:
         self._check_same_callable(task, node.where)
         args = tuple(self.arg(a, parent, env, node.where) for a in node.args)
         kwargs = tuple((k, self.arg(a, parent, env, node.where)) for k, a in node.kwargs.items())
-        wanted = _wanted(task, len(args), node.kwargs)
+        wanted = wanted_types(task, len(args), node.kwargs)
         index = self.row(
             "task", node.name, parent, depth, node.where, args=args, kwargs=kwargs, task=task.name,
             retry=_numbers(options.retry), timeout_us=options.timeout_us, delivery=options.delivery,
@@ -319,15 +320,16 @@ class _Compiler:
         )  # fmt: skip
         entered_with = node.body.input_type if node.body.input_type is not None else Any
         turn = self.sequence("turn", "turn", index, depth + 1, node.body, env, node.where, entrance=(entered_with,))
-        self._check_says_again(self.rows[turn].more.get("output", NONE), node)
+        self._check_says_again(self.rows[turn].more.get("output", NONE), turn, node)
         self._inherit_type(index, turn)
         self.bodies.types[index] = loop_result(self.bodies.types[index], node.on_max)
         self.rows[index].more["interface"] = _interface("loop")
         return index
 
-    def _check_says_again(self, output: int, node: n.LoopNode) -> None:
-        """A turn's value must come from a task: nothing else can say Again or Done."""
-        kind = self.rows[output].kind if output != NONE else "none"
+    def _check_says_again(self, output: int, turn: int, node: n.LoopNode) -> None:
+        """A turn's value must come from a task of this turn: nothing else can say Again or Done."""
+        inside = output != NONE and turn in self._upwards(output)
+        kind = self.rows[output].kind if inside else "none"
         if kind == "task":
             returns = self.bodies.types[output]
             if not may_say_again(returns):
@@ -338,7 +340,7 @@ class _Compiler:
         elif kind in ("route", "child", "branch"):
             inner = [c for c in self.rows[output].children if self.rows[c].kind == "case"] or [output]
             for sequence in inner:
-                self._check_says_again(self.rows[sequence].more.get("output", NONE), node)
+                self._check_says_again(self.rows[sequence].more.get("output", NONE), turn, node)
         else:
             raise GraphError(f"loop {node.name!r}: its body must end with a task that returns Again or Done", node.where)
 
@@ -354,12 +356,12 @@ class _Compiler:
         return index
 
     def _check_signal_type(self, node: n.SignalNode) -> None:
-        for index, row in enumerate(self.rows):
-            if row.kind == "signal" and row.more["signal"] == node.signal and self.bodies.types[index] != node.payload_type:
-                raise GraphError(
-                    f"signal {node.signal!r} is awaited with two payload types, {type_name(self.bodies.types[index])} and "
-                    f"{type_name(node.payload_type)}; one name has one type", node.where,
-                )  # fmt: skip
+        known = self.payloads.setdefault(node.signal, node.payload_type)
+        if known != node.payload_type:
+            raise GraphError(
+                f"signal {node.signal!r} is awaited with two payload types, {type_name(known)} and "
+                f"{type_name(node.payload_type)}; one name has one type", node.where,
+            )  # fmt: skip
 
     def _child(self, node: n.ChildNode, parent: int, depth: int, env: _Env) -> int:
         workflow = node.workflow
@@ -420,7 +422,8 @@ def _numbers(policy: Retry) -> RetryNumbers:
     return RetryNumbers(policy.attempts, policy.delay_us, policy.factor, policy.max_delay_us, policy.jitter)
 
 
-def _wanted(task: AnyTask, count: int, kwargs: Mapping[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
+def wanted_types(task: AnyTask, count: int, kwargs: Mapping[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return the declared types of a call's arguments: ``count`` positional ones, then those by name."""
     kinds = [p for p in task.params.values() if p.kind.name in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")]
     rest = next((p.annotation for p in task.params.values() if p.kind.name == "VAR_POSITIONAL"), Any)
     more = next((p.annotation for p in task.params.values() if p.kind.name == "VAR_KEYWORD"), Any)
@@ -438,7 +441,11 @@ def key_text(key: object) -> str:
         return str(key)
     text = str(key)
     quoted = f"'{text}'" if text in ("true", "false", "", "else") or text.lstrip("-").isdecimal() else text
-    return "".join(c if c.isprintable() and c not in "/[]#=%" else "".join(f"%{b:02X}" for b in c.encode()) for c in quoted)
+    return "".join(c if c.isprintable() and c not in "/[]#=%" else _escaped(c) for c in quoted)
+
+
+def _escaped(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogatepass"))
 
 
 def check_cases(node: n.RouteNode) -> None:

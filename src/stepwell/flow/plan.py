@@ -29,6 +29,7 @@ time, so that the engine's state holds only what is still needed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
 
@@ -131,6 +132,8 @@ class PlanData(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
+_TURN: Final = re.compile(r"([^\[\]]+)\[([1-9][0-9]{0,8})\]")
+
 Turns: TypeAlias = tuple[int, ...]
 Key: TypeAlias = tuple[int, Turns]
 
@@ -184,13 +187,13 @@ class Plan:
             node = self.parent[node]
 
     def find(self, path: str) -> Key | None:
-        """Return the node and turns that ``path`` names, or ``None``."""
+        """Return the node and turns that ``path`` names, or ``None``; each loop on the way must say its turn."""
         node = 0
         turns: Turns = ()
         for segment in path.split("/") if path else ():
             name, turn = _split_segment(segment)
             node = next((c for c in self._named_children(node) if self.nodes[c].name == name), NONE)
-            if node == NONE:
+            if node == NONE or len(turns) != self.depth[node] or (turn and self.kind[node] != "loop"):
                 return None
             turns = (*turns, turn) if turn else turns
         return node, turns
@@ -213,8 +216,8 @@ class Plan:
 
 
 def _split_segment(segment: str) -> tuple[str, int]:
-    head, bracket, tail = segment.partition("[")
-    return (head, int(tail[:-1])) if bracket and tail[:-1].isdecimal() else (segment, 0)
+    match = _TURN.fullmatch(segment)
+    return (match[1], int(match[2])) if match else (segment, 0)
 
 
 def ordered_children(nodes: tuple[PlanNode, ...], node: int) -> list[int]:

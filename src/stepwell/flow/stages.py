@@ -83,7 +83,7 @@ def _body(stages: Stages, value: Source | None) -> Body:
     return body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """A task on the value before it."""
 
@@ -101,7 +101,7 @@ class Call:
         return _put(line, TaskNode(self.name, self.task, *bound, where=self.where, was=self.was))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Child:
     """A workflow on the value before it."""
 
@@ -120,7 +120,7 @@ class Child:
         return _put(line, ChildNode(self.name, self.workflow, value, where=self.where, was=self.was))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Branch:
     stages: Stages
     name: str
@@ -138,7 +138,7 @@ class Branch:
         return Const(None) if left is None else left
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ForkJoin:
     """Branches side by side; it leaves the dict of their values."""
 
@@ -181,7 +181,7 @@ class ForkJoin:
         return join.bind((), by_name, where)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """A key computed from the value before it, and the case it chooses, which starts from that same value."""
 
@@ -204,7 +204,7 @@ class Route:
         return _put(line, RouteNode(self.name, key, label(key), cases, default, known, self.where, self.was))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Loop:
     """A body repeated on its own value."""
 
@@ -227,7 +227,7 @@ class Loop:
         return _put(line, LoopNode(self.name, value, body, self.max_iterations, self.on_max, self.where, self.was))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Delay:
     """A wait; the value passes."""
 
@@ -244,7 +244,7 @@ class Delay:
         return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Signal:
     """A wait for a message, whose payload is the value after it."""
 

@@ -320,12 +320,11 @@ def workflow(fn: Callable[..., Any] | str | None = None, /, *, metadata: Mapping
     Raises:
         GraphError: the function cannot be made a graph; the message has the file and line.
 
-    Example:
-        >>> @workflow
-        ... def greet(name: str) -> str:
-        ...     return shout(salute(name))
-        >>> greet.name
-        'greet'
+    Example::
+
+        @workflow
+        def greet(name: str) -> str:
+            return shout(salute(name))
     """
     if fn is None or isinstance(fn, str):
         return partial(_trace, name=fn, metadata=metadata)
@@ -399,13 +398,14 @@ def parallel(name: str = "parallel", *, on_error: OnError = "cancel") -> Abstrac
         name: the node's name.
         on_error: ``"cancel"`` starts nothing more after the first failure, ``"wait"`` runs what can still run.
 
-    Example:
-        >>> @workflow
-        ... def both(order: str) -> list[str]:
-        ...     with parallel():
-        ...         payment = charge(order)
-        ...         stock = reserve(order)
-        ...     return [payment, stock]
+    Example::
+
+        @workflow
+        def both(order: str) -> list[str]:
+            with parallel():
+                payment = charge(order)
+                stock = reserve(order)
+            return [payment, stock]
     """
     recorder, where = _recorder("parallel()"), call_site()
     node = ParallelNode(checked_name(name, "a parallel's name", where), [], checked_on_error(on_error, where), where)
@@ -426,28 +426,34 @@ def branch(name: str) -> AbstractContextManager[None]:
 @overload
 def route(
     key: K,
+    cases: Mapping[K, Callable[[], Async[R]] | Callable[[], R]],
+    *,
+    default: Callable[[], Async[R]] | Callable[[], R] | None = None,
+    name: str = "route",
+) -> R: ...
+@overload
+def route(  # pyright: ignore[reportOverlappingOverload] - mypy cannot solve R from the union above where cases are async
+    key: K,
     cases: Mapping[K, Callable[[], Async[R]]],
     *,
     default: Callable[[], Async[R]] | None = None,
     name: str = "route",
-) -> R: ...
-@overload
-def route(
-    key: K, cases: Mapping[K, Callable[[], R]], *, default: Callable[[], R] | None = None, name: str = "route"
 ) -> R: ...
 def route(key: object, cases: Any, *, default: Callable[[], object] | None = None, name: str = "route") -> Any:
     """Choose one case by a key that is known at run time, and return the chosen case's value.
 
     Args:
         key: a handle, or a selection from one; a str, int, bool or ``Enum`` at run time.
-        cases: for each key a function without parameters, traced as that case.
+        cases: for each key a function without parameters, traced as that case. Under mypy the cases of one route must
+            be all sync or all async for the result to have a type; an ``async def`` may hold sync tasks.
         default: the case for every other key; without it such a key fails the step with ``NoRoute``.
         name: the node's name.
 
-    Example:
-        >>> @workflow
-        ... def settle(order: str) -> str:
-        ...     return route(decide(order), {"yes": lambda: charge(order), "no": lambda: refund(order)})
+    Example::
+
+        @workflow
+        def settle(order: str) -> str:
+            return route(decide(order), {"yes": lambda: charge(order), "no": lambda: refund(order)})
     """
     recorder, where = _recorder("route()"), call_site()
     if not isinstance(key, Handle):
@@ -526,10 +532,11 @@ def loop(
         on_max: after the last turn ``"fail"`` with ``LoopLimit``, or ``"last"``: yield the last value.
         name: the node's name; default the body's.
 
-    Example:
-        >>> @workflow
-        ... def polish(text: str) -> str:
-        ...     return loop(refine, text, max_iterations=5)
+    Example::
+
+        @workflow
+        def polish(text: str) -> str:
+            return loop(refine, text, max_iterations=5)
     """
     recorder, where = _recorder("loop()"), call_site()
     name = checked_name(name or body_name(_function(body, where), where), "a loop's name", where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 
@@ -56,6 +56,10 @@ class Workflow(Generic[In, Out]):
         self.bodies: Bodies
         self.plan, self.bodies = compile_workflow(name, body, input_type, has_input, where)
 
+    @overload
+    def __call__(self: Workflow[None, Out]) -> Out: ...
+    @overload
+    def __call__(self, value: In, /) -> Out: ...
     def __call__(self, *args: object) -> Out:
         """Stand as a child in the workflow that is being traced. Raises UsageError anywhere else."""
         tracer = active_tracer()

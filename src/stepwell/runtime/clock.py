@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -15,12 +16,13 @@ class Wait(NamedTuple):
     """A drive has nothing to do before one of these.
 
     ``until_us`` is the next timer; ``busy`` says that bodies are running and will report; ``poll_us`` bounds the wait where
-    news may come from outside this process.
+    news may come from outside this process. A clock that is moved by hand calls ``wake(None)`` to end the wait.
     """
 
     until_us: int | None
     busy: bool
     poll_us: int | None
+    wake: Callable[[object], None] | None = None
 
 
 class Clock(Protocol):

@@ -8,9 +8,11 @@ stored with the instance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..backend.base import Change, Loaded, Message, Rest
+from ..backend.base import Change, Entry, Loaded, Message, Rest
+from ..codec import type_name
 from ..engine import events as e
 from ..engine.frontier import to_image
 from ..errors import CodecError, EncodeError, InstanceEnded, InstanceNotFound, UsageError
@@ -42,7 +44,8 @@ class Control:
         Raises:
             InstanceNotFound: there is no such instance.
             InstanceEnded: it has ended.
-            UsageError: its workflow awaits no signal of this name.
+            UsageError: its workflow awaits no signal of this name, or one of another type (checked here if this runner
+                knows the workflow's code).
             EncodeError: the payload cannot be stored.
         """
         check_name(name, "a signal's name")
@@ -81,8 +84,8 @@ class Control:
     def _send(self, instance_id: str, message: Message) -> None:
         check_instance_id(instance_id)
         if self._room.backend is None:
-            if not self._room.wake(instance_id, Posted(instance_id, message)):
-                raise InstanceNotFound(instance_id, "this runner is not running it; an InProcessRunner keeps no instances")
+            self._check_signal(self._running_plan(instance_id), instance_id, message)
+            self._room.wake(instance_id, Posted(instance_id, message))
             return
         while not self._sent(self._room.backend, instance_id, message):
             pass  # somebody else wrote or claimed it in between: look again
@@ -95,33 +98,58 @@ class Control:
         if loaded.header.state in ENDED:
             raise InstanceEnded(instance_id, f"it has ended ({loaded.header.state}), so it takes no {message.kind}")
         plan = session.stored_plan(self._room, loaded.header)
-        self._check_name(plan, loaded, message)
+        self._check_signal(plan, instance_id, message)
         if loaded.header.session:
             return backend.post(loaded.header.instance, message) in ("posted", "known")
         return self._advanced(backend, plan, loaded, message)
 
-    def _check_name(self, plan: Plan, loaded: Loaded, message: Message) -> None:
-        if message.kind == "signal" and message.name not in plan.signals:
+    def _running_plan(self, instance_id: str) -> Plan:
+        plan = self._room.running_plan(instance_id)
+        if plan is None:
+            raise InstanceNotFound(instance_id, "this runner is not running it; an InProcessRunner keeps no instances")
+        return plan
+
+    def _check_signal(self, plan: Plan, instance_id: str, message: Message) -> None:
+        if message.kind != "signal":
+            return
+        what = f"instance {instance_id!r}: workflow {plan.name!r} awaits"
+        if message.name not in plan.signals:
             known = ", ".join(sorted(plan.signals)) or "none"
-            raise UsageError(
-                f"instance {loaded.header.instance_id!r}: workflow {plan.name!r} awaits no signal {message.name!r}; it awaits: {known}"
-            )
+            raise UsageError(f"{what} no signal {message.name!r}; the signals it awaits: {known}")
+        declared = self._room.signal_type(plan, message.name)
+        try:
+            self._room.codec.decode(message.payload or b"", declared)
+        except CodecError as error:
+            raise UsageError(f"{what} {message.name!r} as {type_name(declared)}: {error}") from error
 
     def _advanced(self, backend: Any, plan: Plan, loaded: Loaded, message: Message) -> bool:
-        """Advance an instance that nobody holds. Returns False if somebody else did so first."""
+        """Advance an instance that nobody holds. Returns False if it has to be looked at again.
+
+        That is so if somebody else wrote first, or if a holder that is gone has left messages: those come first.
+        """
+        if loaded.mail:
+            backend.commit(None, [self._change(plan, loaded, loaded.mail, [m.id for m in loaded.mail], [])])
+            return False
+        ids = [message.message_id] if message.message_id else []
+        change = self._change(plan, loaded, [message], [], ids)
+        if not change.entries:
+            return True
+        outcome = backend.commit(None, [change])[0]
+        return outcome in ("done", "mail") or (bool(ids) and self._known(backend, loaded, message))
+
+    def _change(
+        self, plan: Plan, loaded: Loaded, messages: Sequence[Message], taken: Sequence[int], ids: Sequence[str]
+    ) -> Change:
+        """Decide what messages lead to in an instance that nobody holds, where nothing runs."""
         state, now = frontier_of(plan, loaded), self._room.clock.now_us()
-        event = event_of(message)
-        payload = message.payload if message.kind == "signal" else None
-        entries = Live.rows(plan, state, [event], now, payload)
+        entries: list[Entry] = []
+        for message in messages:
+            payload = message.payload if message.kind == "signal" else None
+            entries += Live.rows(plan, state, [event_of(message)], now, payload)
         closing = tuple(k for k, s in state.steps.items() if s.phase == "closing")
         entries += Live.rows(plan, state, [e.Settled(closing)] if closing else [], now)
-        if not entries:
-            return True
         rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, state.result)
-        ids = [message.message_id] if message.message_id else []
-        change = Change(loaded.header.instance, loaded.header.seq, entries, [], rest, ids)
-        outcome = backend.commit(None, [change])[0]
-        return outcome == "done" or (bool(ids) and self._known(backend, loaded, message))
+        return Change(loaded.header.instance, loaded.header.seq, entries, taken, rest, ids)
 
     def _known(self, backend: Any, loaded: Loaded, message: Message) -> bool:
         return bool(backend.post(loaded.header.instance, message) == "known")

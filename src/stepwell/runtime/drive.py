@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from ..backend.base import Change, Message, Rest
 from ..engine import events as e
 from ..engine import facts as f
-from ..errors import BackendError, LeaseLost, SyncInAsync, TaskTimeout
+from ..engine.frontier import Frontier
+from ..errors import BackendError, Closed, LeaseLost, SyncInAsync, TaskTimeout
 from ..flow.plan import BODIED, Key
 from .clock import AsyncMailbox, Mailbox, Wait
 from .context import CURRENT, Cell
 from .failure import error_record
-from .hands import Fatal, Flight, start_here
+from .hands import Fatal, Flight, Order, start_here
 from .invoke import Body, Job, Outcome, Undecodable, perform, verdict
 from .live import Arrived, Live, event_of
 
@@ -79,6 +80,8 @@ class Drive:
         self._dirty: dict[str, Live] = {}
         self._restless: dict[str, Live] = {}
         self._flights = 0
+        self._for_threads: list[Order] = []
+        self._for_loop: list[Order] = []
         self._hint = -1
         self._mail_at = 0
 
@@ -86,7 +89,7 @@ class Drive:
 
     def join(self, live: Live) -> None:
         """Take on an instance that the store (if any) has given to this runner."""
-        self.room.enter(live.instance_id, self.mailbox)
+        self.room.enter(live.instance_id, self.mailbox, live.plan)
         self._lives[live.instance_id] = live
 
     def begin(self, live: Live) -> None:
@@ -95,7 +98,7 @@ class Drive:
         if live.entries:
             self._dirty[live.instance_id] = live
         else:
-            self._release(live)
+            self._release_unwritten(live)
 
     def drop(self, live: Live) -> None:
         """Let go of a joined instance that turned out not to be ours to work on."""
@@ -120,7 +123,7 @@ class Drive:
                 self._read_mail(at_least_ns=BUSY_MAIL_NS)
                 if self._ready or not self._lives:
                     continue
-                if not self.stay and not self._flights:
+                if not self.stay and not self._flights and not self._timer_due():
                     self._rest_all()
                 elif (wait := self._wait()) is not None:
                     self._take_in((yield wait))
@@ -145,12 +148,17 @@ class Drive:
         assert self.room.backend is not None
         try:
             self.room.backend.release(self.room.session(), held)
-        except (BackendError, LeaseLost):
+        except (BackendError, LeaseLost, Closed):
             return  # the claim ends with the session or its lease; the reason we are leaving matters more
 
     # --- starting ---
 
     def _start_ready(self) -> None:
+        if self._ready:
+            self._start_some()
+            self._hand_over()
+
+    def _start_some(self) -> None:
         ready, began, started = self._ready, time.perf_counter_ns(), 0
         while ready:
             live, key = ready.popleft()
@@ -160,8 +168,8 @@ class Drive:
             body = live.bodies[key[0]]
             assert body is not None
             if body.at_most_once and step.phase == "ready":
-                self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
                 live.upcoming.append(key)
+                self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
             else:
                 self._start(live, key, body, step.attempt)
             started += 1
@@ -169,7 +177,7 @@ class Drive:
                 return
 
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
-        job = Job(live, body, key[1], attempt, live.gather(body, key[1]))
+        job = Job(live, body, key[0], key[1], attempt, live.gather(body, key[1]))
         if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
             job.keep = self._keep_at_once
             self._absorb(perform(job, self._cell))
@@ -182,7 +190,12 @@ class Drive:
             job.deadline_us = self.room.clock.now_us() + body.timeout_us
             self._note_deadline(job.deadline_us, live, job)
         self._flights += 1
-        live.flights[key] = self._hand_over(live, body, job)
+        order = Order(job, live.context.copy(), self.mailbox.put)
+        if body.run_in == "process":
+            live.flights[key] = self.room.in_process(*order)
+            return
+        live.flights[key] = Flight(job, None)
+        (self._for_loop if body.is_async else self._for_threads).append(order)
 
     def _note_deadline(self, due_us: int, live: Live, job: Job | None) -> None:
         heap = self._deadlines
@@ -191,15 +204,16 @@ class Drive:
             heapq.heapify(heap)
         heapq.heappush(heap, (due_us, next(self._order), live, job))
 
-    def _hand_over(self, live: Live, body: Body, job: Job) -> Flight:
-        context, deliver = live.context.copy(), self.mailbox.put
-        if body.run_in == "process":
-            return self.room.in_process(job, context, deliver)
-        if not body.is_async:
-            return self.room.threads().submit(job, context, deliver)
-        if self._loop is not None:
-            return start_here(self._loop, job, context, deliver)
-        return self.room.loop_thread().submit([(job, context)], deliver)[0]
+    def _hand_over(self) -> None:
+        """Give away what was launched, as one batch each."""
+        if orders := self._for_threads:
+            self._for_threads = []
+            self.room.threads().submit(orders)
+        if orders := self._for_loop:
+            self._for_loop = []
+            here = self._loop
+            for flight in start_here(here, orders) if here is not None else self.room.loop_thread().submit(orders):
+                flight.job.live.flights[flight.job.key] = flight
 
     # --- taking in ---
 
@@ -209,33 +223,39 @@ class Drive:
                 case Outcome():
                     self._land(item)
                 case Fatal(job, error):
-                    self._flights -= 1
-                    job.live.flights.pop(job.key, None)
-                    raise error
+                    if self._has_landed(job):
+                        raise error
                 case Kept(job, cursor):
                     self._keep(job, cursor)
                 case Posted(instance_id, message):
                     if live := self._lives.get(instance_id):
                         self._deliver(live, message)
                 case News():
-                    self._hint = 0
+                    self._hint = self._mail_at = 0
+                case None:
+                    pass  # a clock was moved; what is due now is seen without being told
                 case _:
                     raise AssertionError(f"nobody puts a {type(item).__name__} into a mailbox")
 
     def _land(self, outcome: Outcome) -> None:
         """A body that was handed over has ended; a late one (its attempt timed out) is no longer in flight."""
-        job = outcome.job
-        flight = job.live.flights.get(job.key)
-        if flight is not None and flight.job is job:
-            del job.live.flights[job.key]
-            self._flights -= 1
+        if self._has_landed(outcome.job):
             self._absorb(outcome)
+
+    def _has_landed(self, job: Job) -> bool:
+        """Take a job out of the air, and say whether it was still there."""
+        flight = job.live.flights.get(job.key)
+        if flight is None or flight.job is not job:
+            return False
+        del job.live.flights[job.key]
+        self._flights -= 1
+        return True
 
     def _absorb(self, outcome: Outcome) -> None:
         job, now = outcome.job, self.room.clock.now_us()
         if outcome.error is None:
             event: e.Event = e.Succeeded(job.node, job.turns, job.number, outcome.tag)
-            self._record(job.live, Arrived(event, outcome.output, now, outcome.took_us))
+            self._record(job.live, Arrived(event, outcome.output, now, (time.perf_counter_ns() - job.started) // 1_000))
         elif isinstance(outcome.error, Undecodable):
             self._record(job.live, Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now))
         else:
@@ -247,7 +267,7 @@ class Drive:
         retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
         event = e.Errored(job.node, job.turns, job.number, retryable, after_us, self.room.draw())
         record = live.prepared.codec.encode(outcome.record) if self.room.stored else outcome.record
-        if self._record(live, Arrived(event, record, now, outcome.took_us)):
+        if self._record(live, Arrived(event, record, now, (time.perf_counter_ns() - job.started) // 1_000)):
             live.errors[live.state.seq] = outcome.error
 
     def _deliver(self, live: Live, message: Message) -> bool:
@@ -286,10 +306,12 @@ class Drive:
         heapq.heappush(self._timers, (due_us, next(self._order), live, key))
 
     def _cancel_begun(self, live: Live, fact: f.CancelBegun) -> None:
-        for flight in live.flights.values():
+        for flight in list(live.flights.values()):
             flight.job.stopped = "the instance is being cancelled"
             if flight.stop is not None:
                 flight.stop()
+            if flight.job.body.run_in == "process":
+                self._has_landed(flight.job)  # its process is gone, so nothing will come of it
         if live.flights:
             self._note_deadline(self.room.clock.now_us() + GRACE_US, live, None)
         self._settle_idle(live)
@@ -327,10 +349,17 @@ class Drive:
     def _release(self, live: Live) -> None:
         """What was decided is safe: its successors may start, and an ended run is done with."""
         if live.upcoming:
-            self._ready.extend((live, key) for key in live.upcoming)
+            for key in live.upcoming:
+                self._ready.append((live, key))
             live.upcoming = []
         if live.state.ended or ((live.state.held or live.state.paused) and not live.flights):
             self._finish(live)
+
+    def _release_unwritten(self, live: Live) -> None:
+        """Go on with a run that was read and not changed; if it rests, no commit will give it back."""
+        self._release(live)
+        if live.instance_id not in self._lives and self.room.backend is not None:
+            self._give_back([live.instance])
 
     def _finish(self, live: Live) -> None:
         if self._lives.pop(live.instance_id, None) is None:
@@ -382,14 +411,23 @@ class Drive:
         loaded = self.room.backend.load(live.instance_id)
         live.arrived = []
         if loaded is None or loaded.header.instance != live.instance:
-            self._finish(live)
+            self._replaced(live)
             return
         live.restore(loaded)
         self._survey(live)
         for again in arrived:
             self._record(live, again)
         if not live.entries:
-            self._release(live)
+            self._release_unwritten(live)
+
+    def _replaced(self, live: Live) -> None:
+        """Another run has taken this one's place: what was not stored is forgotten, and its callers hear of a cancel."""
+        now = self.room.clock.now_us()
+        live.state = Frontier()
+        for event in (e.Start(), e.CancelAsked("another run has taken its place")):
+            live.advance(Arrived(event, None, now))
+        live.advance(Arrived(e.Settled(tuple(live.state.steps)), None, now))
+        self._finish(live)
 
     def _rest_all(self) -> None:
         """Nothing can move now: leave every instance as it is, with its next due time, and go."""
@@ -420,7 +458,11 @@ class Drive:
         if until is not None and until <= self.room.clock.now_us():
             self._fire()
             return None
-        return Wait(until, self._flights > 0, self.room.poll_us if self.room.backend is not None else None)
+        poll_us = self.room.poll_us if self.room.backend is not None else None
+        return Wait(until, self._flights > 0, poll_us, self.mailbox.put)
+
+    def _timer_due(self) -> bool:
+        return bool(self._timers) and self._timers[0][0] <= self.room.clock.now_us()
 
     def _fire(self) -> None:
         now = self.room.clock.now_us()
@@ -451,10 +493,8 @@ class Drive:
 
     def _time_out(self, job: Job) -> None:
         flight = job.live.flights.get(job.key)
-        if flight is None or flight.job is not job:
+        if flight is None or not self._has_landed(job):
             return
-        del job.live.flights[job.key]
-        self._flights -= 1
         job.stopped = "its timeout has passed"
         if flight.stop is not None:
             flight.stop()
@@ -498,6 +538,7 @@ class Drive:
 
     def _keep_at_once(self, job: Job, cursor: object) -> None:
         self._keep(job, job.live.encode(cursor))
+        self._take_in(self.mailbox.drain())
         self._read_mail()
         self._commit()
 

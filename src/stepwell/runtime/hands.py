@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -39,30 +42,42 @@ class Fatal(NamedTuple):
 Deliver = Callable[[object], None]
 
 
-class _Order(NamedTuple):
+class Order(NamedTuple):
+    """A job, the context it runs in, and where its outcome goes."""
+
     job: Job
     context: Context
     deliver: Deliver
 
 
+FEW: Final = 4  # so many threads take up a batch at once
+PACE_S: Final = 0.001
+
+
 class Threads:
-    """Up to ``limit`` daemon threads, started as they are needed."""
+    """Up to ``limit`` daemon threads that share one queue of orders.
+
+    Waking a thread for each small task costs more than the task. So a batch wakes a few threads only, and while orders
+    wait, a pacemaker looks in every millisecond and doubles the number of busy threads whenever the queue has not moved.
+    Bodies that block soon all run side by side; bodies that return at once stay on a few threads.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self._orders: deque[Order] = deque()
+        self._rousings: SimpleQueue[bool] = SimpleQueue()
         self._lock = threading.Lock()
-        self._count = self._open = self._lost = 0
+        self._waiting = threading.Event()
+        self._count = self._idle = self._taken = self._lost = 0
+        self._pacing = self._closed = False
 
-    def submit(self, job: Job, context: Context, deliver: Deliver) -> Flight:
-        """Run ``job`` in ``context`` on some thread and deliver its :class:`Outcome`."""
-        with self._lock:
-            self._open += 1
-            if self._open > self._count and self._count < self._limit:
-                self._count += 1
-                threading.Thread(target=self._work, name=f"stepwell-task-{self._count}", daemon=True).start()
-        self._orders.put(_Order(job, context, deliver))
-        return Flight(job, None)
+    def submit(self, orders: Sequence[Order]) -> list[Flight]:
+        """Run each job in its context on some thread and deliver its :class:`Outcome`."""
+        self._orders.extend(orders)
+        self._rouse(min(len(orders), FEW))
+        if len(orders) > FEW:
+            self._keep_pace()
+        return [Flight(order.job, None) for order in orders]
 
     def abandon(self, job: Job) -> None:
         """Take note that a job will not be waited for; its thread ends with it."""
@@ -74,16 +89,61 @@ class Threads:
 
     def close(self) -> None:
         """Let idle threads end."""
+        self._closed = True
+        self._waiting.set()
         for _ in range(self._count):
-            self._orders.put(None)
+            self._rousings.put(False)
+
+    def _rouse(self, wanted: int) -> None:
+        with self._lock:
+            for _ in range(wanted):
+                if self._idle:
+                    self._idle -= 1
+                elif self._count < self._limit:
+                    self._count += 1
+                    threading.Thread(target=self._work, name=f"stepwell-task-{self._count}", daemon=True).start()
+                else:
+                    return
+                self._rousings.put(True)
 
     def _work(self) -> None:
         cell = Cell()
-        while (order := self._orders.get()) is not None:
-            order.deliver(order.context.run(_perform_here, cell, order.job))
-            with self._lock:
-                self._open -= 1
-            del order  # an idle thread must not keep the last run's values alive
+        while self._rousings.get():
+            while (order := self._next()) is not None:
+                order.deliver(order.context.run(_perform_here, cell, order.job))
+                del order  # an idle thread must not keep the last run's values alive
+
+    def _next(self) -> Order | None:
+        while True:
+            try:
+                order = self._orders.popleft()
+            except IndexError:
+                with self._lock:  # an order that comes after this look finds the thread counted as idle
+                    if not self._orders:
+                        self._idle += 1
+                        return None
+            else:
+                self._taken += 1
+                return order
+
+    def _keep_pace(self) -> None:
+        with self._lock:
+            if not self._pacing:
+                self._pacing = True
+                threading.Thread(target=self._pace, name="stepwell-pace", daemon=True).start()
+        self._waiting.set()
+
+    def _pace(self) -> None:
+        while not self._closed:
+            self._waiting.wait()
+            taken = self._taken
+            time.sleep(PACE_S)
+            if not self._orders:
+                self._waiting.clear()
+                if self._orders:
+                    self._waiting.set()
+            elif self._taken == taken:
+                self._rouse(max(1, self._count - self._idle))
 
 
 def _perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
@@ -104,9 +164,9 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="stepwell-loop", daemon=True)
         self._thread.start()
 
-    def submit(self, jobs: Sequence[tuple[Job, Context]], deliver: Deliver) -> list[Flight]:
+    def submit(self, orders: Sequence[Order]) -> list[Flight]:
         """Start all jobs with one wake-up of the loop."""
-        starts = [_Start(self._loop, job, context, deliver) for job, context in jobs]
+        starts = [_Start(self._loop, *order) for order in orders]
         self._loop.call_soon_threadsafe(_start_all, starts)
         return [Flight(start.job, start.stop) for start in starts]
 
@@ -114,6 +174,8 @@ class LoopThread:
         """Stop the loop; what still runs on it is cancelled."""
         self._loop.call_soon_threadsafe(_stop, self._loop)
         self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 class _Start:
@@ -146,7 +208,8 @@ class _Start:
             self.deliver(Fatal(self.job, error))
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.stop_here)
+        with suppress(RuntimeError):  # the loop is closed: what ran on it has ended
+            self.loop.call_soon_threadsafe(self.stop_here)
 
     def stop_here(self) -> None:
         self.stopped = True
@@ -169,8 +232,8 @@ def _stop(loop: asyncio.AbstractEventLoop) -> None:
     ending.add_done_callback(lambda _: loop.stop())
 
 
-def start_here(loop: asyncio.AbstractEventLoop, job: Job, context: Context, deliver: Deliver) -> Flight:
-    """Start an async job on the loop that is running now."""
-    start = _Start(loop, job, context, deliver)
-    start.begin()
-    return Flight(job, start.stop_here)
+def start_here(loop: asyncio.AbstractEventLoop, orders: Sequence[Order]) -> list[Flight]:
+    """Start async jobs on the loop that is running now."""
+    starts = [_Start(loop, *order) for order in orders]
+    _start_all(starts)
+    return [Flight(start.job, start.stop_here) for start in starts]

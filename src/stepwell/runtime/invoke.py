@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
+import msgspec
+
 from ..codec import Codec
 from ..errors import (
     CodecError, EncodeError, MissingDependency, NoRoute, Permanent, RetryAfter, StepError, TaskTimeout,
@@ -29,9 +31,11 @@ from .failure import error_record
 if TYPE_CHECKING:
     from ..flow.workflow import AnyWorkflow
     from .live import Live
+    from .processes import Remote
 
 Raws: TypeAlias = Sequence[Any]
 Getter: TypeAlias = Callable[[Raws], Any]
+Bind: TypeAlias = Callable[[Raws], tuple[list[Any], dict[str, Any]]]
 
 
 class Undecodable(Exception):
@@ -52,36 +56,42 @@ class Body:
 
     Attributes:
         call: takes the stored values of ``refs`` and runs the body; for async tasks it returns an awaitable.
+        top_keys: where its values are found if none of them was made inside a loop.
         plain: a sync task that the caller's own thread may run; ``inline``: one that the scheduler may.
+        remote: how a process runs it; set where ``run_in`` is ``"process"``, and then ``call`` is not used.
     """
 
     __slots__ = (
-        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "refs", "retry", "run_in",
-        "task", "timeout_us",
+        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "refs", "remote", "retry",
+        "run_in", "task", "timeout_us", "top_keys",
     )  # fmt: skip
 
     def __init__(self, node: int, kind: str, name: str, refs: tuple[int, ...], call: Callable[[Raws], Any]) -> None:
         self.node, self.kind, self.name, self.refs, self.call = node, kind, name, refs, call
+        self.top_keys: tuple[Key, ...] | None = None
         self.cases: Mapping[tuple[type, object], str] = {}
         self.task: Any = None
         self.retry: Retry | None = None
+        self.remote: Remote | None = None
         self.timeout_us = 0
         self.run_in = "inline"
         self.is_async = self.at_most_once = self.plain = False
         self.inline = True
 
 
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One attempt on its way: what it reads, where it belongs, and whether it should stop."""
 
-    __slots__ = ("body", "deadline_us", "keep", "live", "node", "number", "raws", "started", "stopped", "turns")
-
-    def __init__(self, live: Live, body: Body, turns: Turns, number: int, raws: Raws) -> None:
-        self.live, self.body, self.node, self.turns, self.number, self.raws = live, body, body.node, turns, number, raws
-        self.deadline_us = 0
-        self.started = time.perf_counter_ns()
-        self.stopped = ""
-        self.keep: Callable[[Job, object], None] | None = None
+    live: Any  # a Live; msgspec must not look into it
+    body: Any
+    node: int
+    turns: Turns
+    number: int
+    raws: Any
+    keep: Any = None
+    deadline_us: int = 0
+    stopped: str = ""
+    started: int = 0
 
     @property
     def key(self) -> Key:
@@ -114,20 +124,24 @@ class Job:
             self.keep(self, cursor)
 
 
-class Outcome:
-    """How an attempt ended. ``output`` is stored bytes or the object itself; ``error`` is set if it failed."""
+class Outcome(msgspec.Struct, eq=False):
+    """How an attempt ended. ``output`` is stored bytes or the object itself; ``error`` is set if it failed.
 
-    __slots__ = ("error", "job", "output", "record", "tag", "took_us", "verdict")
+    ``verdict`` is given where the exception itself stayed in another process.
+    """
 
-    def __init__(self, job: Job, output: Any, tag: str = "", error: BaseException | None = None, record: Any = None) -> None:
-        self.job, self.output, self.tag, self.error, self.record = job, output, tag, error, record
-        self.took_us = (time.perf_counter_ns() - job.started) // 1_000
-        self.verdict: tuple[bool, int] | None = None  # given where the exception itself stayed in another process
+    job: Job
+    output: Any
+    tag: str = ""
+    error: Any = None
+    record: Any = None
+    verdict: tuple[bool, int] | None = None
 
 
 def perform(job: Job, cell: Cell) -> Outcome:
     """Run a sync body here and now. Only ``Exception`` is an attempt's failure; anything else passes through."""
     cell.attempt = job
+    job.started = time.perf_counter_ns()
     try:
         value = job.body.call(job.raws)
     except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
@@ -141,6 +155,7 @@ async def perform_async(job: Job) -> Outcome:
     """Run an async body in the current asyncio task."""
     cell = Cell(job)
     CURRENT.set(cell)
+    job.started = time.perf_counter_ns()
     try:
         value = await cast(Awaitable[Any], job.body.call(job.raws))
     except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
@@ -159,13 +174,14 @@ def keep(job: Job, value: Any) -> Outcome:
     if kind is Again or kind is Done:
         value, tag = value.value, "again" if kind is Again else "done"
     try:
-        return Outcome(job, job.live.encode(value), tag)
+        return Outcome(job, job.live.encode(value) if job.live.stored else value, tag)
     except CodecError as error:
-        return failed(job, _unstorable(job, error))
+        return failed(job, unstorable(error, f"the result of {job.body.name!r}", job.path))
 
 
-def _unstorable(job: Job, error: CodecError) -> EncodeError:
-    described = type(error)(f"the result of {job.body.name!r} at {job.path} cannot be stored: {error}", "")
+def unstorable(error: CodecError, what: str, path: str) -> EncodeError:
+    """Return the error of a step whose value the codec has refused."""
+    described = type(error)(f"{what} at {path} cannot be stored: {error}", "")
     described.path = error.path
     described.__cause__ = error
     return cast(EncodeError, described)
@@ -187,11 +203,16 @@ def failed(job: Job, error: BaseException) -> Outcome:
 
 def verdict(body: Body, error: BaseException) -> tuple[bool, int]:
     """Say whether an error may be tried again, and after how many microseconds if the task named a wait (else -1)."""
+    return steered(error) or (body.retry is not None and body.retry.covers(error), -1)
+
+
+def steered(error: BaseException) -> tuple[bool, int] | None:
+    """Return the verdict that lies in the error itself; ``None`` leaves it to the policy."""
     if isinstance(error, RetryAfter):
         return True, int(error.seconds * 1e6)
     if isinstance(error, (Permanent, CodecError)) or (isinstance(error, StepError) and not isinstance(error, TaskTimeout)):
         return False, -1
-    return body.retry is not None and body.retry.covers(error), -1
+    return None
 
 
 # --- preparing a workflow ------------------------------------------------------------------------
@@ -207,7 +228,7 @@ class Prepared:
     def __init__(self, workflow: AnyWorkflow, codec: Codec, deps: Mapping[object, object], stored: bool) -> None:
         self.workflow, self.plan, self.codec, self.stored = workflow, workflow.plan, codec, stored
         self.definition = 0
-        self.input_decoder = codec.decoder(workflow.input_type) if workflow.has_input else None
+        self.input_decoder = codec.decoder(workflow.input_type if workflow.has_input else Any)
         self.output_decoder = codec.decoder(workflow.output_type)
         composer = _Composer(workflow, codec, stored)
         self.bodies: list[Body | None] = [
@@ -229,11 +250,14 @@ class _Composer:
         wanted, wanted_by_name = self.bodies.wanted[node]
         getters = [self.getter(a, w, positions) for a, w in zip(row.args, wanted, strict=True)]
         named = {k: self.getter(a, wanted_by_name[k], positions) for k, a in row.kwargs}
-        if row.kind != "task":
+        if row.kind == "task":
+            body = self._task_body(node, tuple(positions), getters, named, deps)
+        else:
             body = Body(node, row.kind, row.name, tuple(positions), getters[0])
             body.cases = self._cases(node)
-            return body
-        return self._task_body(node, tuple(positions), getters, named, deps)
+        if not any(self.plan.depth[ref] for ref in positions):
+            body.top_keys = tuple((ref, ()) for ref in positions)
+        return body
 
     def _cases(self, node: int) -> dict[tuple[type, object], str]:
         if self.plan.kind[node] != "route":
@@ -252,6 +276,10 @@ class _Composer:
         body.task, body.is_async, body.retry = task, task.is_async, task.options.retry
         body.timeout_us, body.run_in = task.options.timeout_us, task.options.run_in
         body.at_most_once = task.options.delivery == "at_most_once"
+        if body.run_in == "process":
+            from .processes import remote_of
+
+            body.remote = remote_of(task, binding(getters, named), injected, self.codec)
         body.inline = body.run_in == "inline" and not task.is_async
         body.plain = body.run_in == "thread" and not task.is_async and not body.timeout_us
         return body
@@ -338,6 +366,11 @@ def compose(
         get = getters[0]
         return lambda raws: fn(get(raws))
     return lambda raws: fn(*[g(raws) for g in getters])
+
+
+def binding(getters: Sequence[Getter], named: Mapping[str, Getter]) -> Bind:
+    """Return a function that binds arguments from stored values, for a call made elsewhere."""
+    return lambda raws: ([g(raws) for g in getters], {k: g(raws) for k, g in named.items()})
 
 
 def _selector(base: Getter, steps: Sequence[tuple[str, Any]]) -> Getter:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 _STORE_SLACK: Final = 64
 
 
-class Arrived:
+class Arrived(msgspec.Struct, eq=False):
     """One event on its way into the journal, with what it brought."""
 
-    __slots__ = ("at_us", "event", "from_inbox", "output", "took_us")
-
-    def __init__(self, event: e.Event, output: Any, at_us: int, took_us: int = 0, from_inbox: bool = False) -> None:
-        self.event, self.output, self.at_us, self.took_us, self.from_inbox = event, output, at_us, took_us, from_inbox
+    event: Any
+    output: Any
+    at_us: int
+    took_us: int = 0
+    from_inbox: bool = False
 
 
 class Live:
@@ -45,7 +46,7 @@ class Live:
 
     __slots__ = (
         "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance", "instance_id",
-        "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "taken", "upcoming", "workflow",
+        "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "stored", "taken", "upcoming", "workflow",
     )  # fmt: skip
 
     def __init__(self, room: Room, prepared: Prepared, instance_id: str, instance: int, run: int, context: Context) -> None:
@@ -53,7 +54,7 @@ class Live:
         self.bodies: Sequence[Body | None] = prepared.bodies
         self.instance_id, self.instance, self.run, self.context = instance_id, instance, run, context
         self.workflow, self.metadata = prepared.workflow.name, prepared.workflow.metadata
-        self.backend_id = room.backend_id
+        self.backend_id, self.stored = room.backend_id, prepared.stored
         self.state = Frontier()
         self.base = 0
         self.store: dict[int, Any] = {0: None}
@@ -109,11 +110,17 @@ class Live:
 
     def encode(self, value: object) -> Any:
         """Return a body's result as it is kept: envelope bytes, or the object itself when nothing is stored."""
-        return self.prepared.codec.encode(value) if self.prepared.stored else value
+        return self.prepared.codec.encode(value) if self.stored else value
 
     def gather(self, body: Body, turns: Turns) -> Raws:
         """Return the stored values that a body reads."""
-        state, store, depth = self.state, self.store, self.plan.depth
+        state, store = self.state, self.store
+        if body.top_keys is not None and not state.tags:
+            try:
+                return [store[state.values[key]] for key in body.top_keys]
+            except KeyError:  # a value that this process has not read yet
+                self.fetch([state.values[key] for key in body.top_keys])
+        depth = self.plan.depth
         addresses = [state.values[(ref, turns[: depth[ref]])] for ref in body.refs]
         if any(at not in store for at in addresses):
             self.fetch(addresses)

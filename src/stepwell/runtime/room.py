@@ -19,6 +19,7 @@ from .invoke import Job, Prepared
 
 if TYPE_CHECKING:
     from ..backend.base import Backend, Session
+    from ..flow.plan import Plan
     from ..flow.workflow import AnyWorkflow
     from .processes import Processes
 
@@ -57,7 +58,7 @@ class Room:
         self._threads_limit = threads
         self._lock = threading.RLock()
         self._prepared: dict[int, Prepared] = {}
-        self._working: dict[str, AnyMailbox] = {}
+        self._working: dict[str, tuple[AnyMailbox, Plan]] = {}
         self._closed = False
         self._threads: Threads | None = None
         self._loop_thread: LoopThread | None = None
@@ -80,14 +81,20 @@ class Room:
                 prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
             return prepared
 
+    def signal_type(self, plan: Plan, name: str) -> object:
+        """Return the declared type of a signal's payload if this runner knows the workflow's code, else ``Any``."""
+        with self._lock:
+            known = (p for p in self._prepared.values() if p.plan.fingerprint == plan.fingerprint and p.plan.name == plan.name)
+            return next((p.signal_types.get(name, Any) for p in known), Any)
+
     # --- who works on what ---
 
-    def enter(self, instance_id: str, mailbox: AnyMailbox) -> None:
+    def enter(self, instance_id: str, mailbox: AnyMailbox, plan: Plan) -> None:
         """Note that a drive works on an instance. Raises AlreadyRunning if another one of this runner does."""
         with self._lock:
             if instance_id in self._working:
                 raise AlreadyRunning(instance_id, "it is running in this runner already; wait for that call to end")
-            self._working[instance_id] = mailbox
+            self._working[instance_id] = mailbox, plan
 
     def leave(self, instance_id: str) -> None:
         with self._lock:
@@ -96,16 +103,25 @@ class Room:
     def wake(self, instance_id: str, item: object) -> bool:
         """Put something into the mailbox of the drive that works on an instance, if one does."""
         with self._lock:
-            mailbox = self._working.get(instance_id)
-        if mailbox is None:
+            working = self._working.get(instance_id)
+        if working is None:
             return False
-        mailbox.put(item)
+        working[0].put(item)
         return True
+
+    def running_plan(self, instance_id: str) -> Plan | None:
+        """Return the plan of an instance that a drive of this runner works on."""
+        with self._lock:
+            working = self._working.get(instance_id)
+        return working[1] if working is not None else None
 
     # --- the session ---
 
     def session(self) -> Session:
         """Return this runner's session, opening it at first need."""
+        session, renewer = self._session, self._renewer
+        if session is not None and renewer is not None and not renewer.lost:
+            return session
         assert self.backend is not None
         with self._lock:
             self.check_open()
@@ -160,11 +176,13 @@ class Room:
             self._closed = True
             if self._renewer is not None:
                 self._renewer.stop()
-            if self._session is not None and self.backend is not None:
-                self.backend.end_session(self._session)
-            for hand in (self._threads, self._loop_thread, self._processes):
-                if hand is not None:
-                    hand.close()
+            try:
+                if self._session is not None and self.backend is not None:
+                    self.backend.end_session(self._session)
+            finally:
+                for hand in (self._threads, self._loop_thread, self._processes):
+                    if hand is not None:
+                        hand.close()
 
 
 class _Renewer:

@@ -8,7 +8,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..backend.base import Change, Created, Creation, Filter, Header, Loaded, Rest
-from ..codec import digest
+from ..codec import digest, type_name
 from ..engine import events as e
 from ..engine.frontier import to_image
 from ..errors import (
@@ -68,7 +68,9 @@ def start_of(value: object, options: Mapping[str, Any]) -> Start:
         raise OptionError(f"{sorted(unknown)[0]!r} is not an option here; the options are {', '.join(Start._fields[1:])}")
     if options.get("on_mismatch", "fail") not in ("fail", "ignore"):
         raise OptionError(f"on_mismatch must be 'fail' or 'ignore', not {options['on_mismatch']!r}")
-    return Start(value, **{k: v for k, v in options.items() if v is not None})
+    start = Start(value, **{k: v for k, v in options.items() if v is not None})
+    _policy(start)
+    return start
 
 
 def starts_of(values: Sequence[object], instance_ids: Sequence[str] | None) -> list[Start]:
@@ -111,9 +113,14 @@ def _encode_input(prepared: Prepared, value: object) -> Any:
     if not prepared.stored:
         return value
     try:
-        return prepared.codec.encode(value)
+        stored = prepared.codec.encode(value)
     except CodecError as error:
         raise EncodeError(f"the input of workflow {workflow.name!r} cannot be stored: {error}") from error
+    try:
+        prepared.input_decoder(stored)
+    except CodecError as error:
+        raise UsageError(f"workflow {workflow.name!r} takes {type_name(workflow.input_type)}: {error}") from error
+    return stored
 
 
 def _creation(live: Live, start: Start, replacing: Change | None = None) -> Creation:
@@ -223,6 +230,7 @@ def resume(drive: Drive, prepared: Prepared, instance_id: str, *, retry: bool = 
     try:
         loaded = _claim(room, prepared, instance_id)
         if retry and loaded.header.state in ("failed", "cancelled"):
+            _check_graph(prepared, loaded.header)
             reopen(room, loaded)
             loaded = _claim(room, prepared, instance_id)
         if loaded.header.state in ENDED:
@@ -276,7 +284,13 @@ def _check_fits(prepared: Prepared, header: Header) -> None:
     workflow = prepared.workflow
     if header.workflow != workflow.name:
         raise InstanceConflict(header.instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow.name!r}")
-    if header.fingerprint != workflow.fingerprint and header.state not in ENDED:
+    if header.state not in ENDED:
+        _check_graph(prepared, header)
+
+
+def _check_graph(prepared: Prepared, header: Header) -> None:
+    workflow = prepared.workflow
+    if header.fingerprint != workflow.fingerprint:
         raise InstanceConflict(
             header.instance_id,
             f"it was started with another graph of workflow {workflow.name!r} (fingerprint {header.fingerprint[:8]}, now "

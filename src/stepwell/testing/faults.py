@@ -57,7 +57,9 @@ class Fault:
     def parse(cls, text: str) -> Fault:
         """Read ``"before:commit:3"``. Raises ``OptionError`` for anything else."""
         match text.split(":"):
-            case ["before" | "after" as when, method, nth] if nth.isascii() and nth.isdigit() and hasattr(Backend, method):
+            case ["before" | "after" as when, method, nth] if (
+                nth.isascii() and nth.isdigit() and hasattr(Backend, method)
+            ):
                 return cls(when, method, int(nth))
             case _:
                 raise OptionError(f"a fault is written like 'before:commit:3', not {text!r}")

@@ -1,24 +1,18 @@
-"""What the conformance tests share: how a backend is made for a test, and short words for common records."""
+"""How the tests get at the backend under test."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Change, Created, Creation, Entry, Header, Holder, Loaded, Message, Rest, Session
+from stepwell.backend.base import Backend, Holder
 from stepwell.backend.liveness import this_process
-
-LEASE_US: Final = 30_000_000
-T0: Final = 1_700_000_000_000_000  # a moment; every time in the tests is counted from it
-WAITING: Final = Rest("waiting", b"image")
-RUNNING: Final = Rest("running", b"image", due_us=T0)
-COMPLETED: Final = Rest("completed", b"image")
+from stepwell.testing.sample import LEASE_US
 
 
 class LeaseClock:
@@ -40,7 +34,8 @@ class Examiner:
         self.clock = LeaseClock()
 
     def make_backend(self, tmp_path: Path) -> Backend:
-        """Return the backend in ``tmp_path``: a new one, or the same store again. Give it ``lease_clock=self.clock``."""
+        """Return the backend in ``tmp_path``: a new one, or the same store again. Give it
+        ``lease_clock=self.clock``."""
         raise NotImplementedError
 
     def pass_leases(self, backend: Backend) -> None:
@@ -58,10 +53,6 @@ class Examiner:
         backend.close()
 
 
-def session_of(backend: Backend, name: str = "ann", holder: Holder | None = None) -> Session:
-    return backend.open_session(holder or this_process(name), LEASE_US)
-
-
 def dead_holder(name: str = "dead") -> Holder:
     """Return the holder of a process that has just ended. Skips the test where death cannot be proven."""
     me = this_process(name)
@@ -70,55 +61,3 @@ def dead_holder(name: str = "dead") -> Holder:
     child = subprocess.Popen([sys.executable, "-S", "-c", ""])
     child.wait()
     return replace(me, pid=child.pid, started=1)
-
-
-def definition_of(backend: Backend, name: str = "work") -> int:
-    return backend.register(name, f"{name}-fingerprint", b"plan of " + name.encode())
-
-
-def entries(first: int, count: int = 1, output: bytes | None = b"out") -> list[Entry]:
-    return [Entry(seq, b"facts %d" % seq, output, T0 + seq, took_us=seq) for seq in range(first, first + count)]
-
-
-def creation(backend: Backend, instance_id: str = "a", *, workflow: str = "work", count: int = 1) -> Creation:
-    return Creation(instance_id, definition_of(backend, workflow), b"digest", entries(1, count), T0, due_us=T0)
-
-
-def create(backend: Backend, session: Session | None, made: Creation) -> Header:
-    """Create an instance that does not exist yet."""
-    (answer,) = backend.create(session, [made])
-    assert isinstance(answer, Created)
-    return answer.header
-
-
-def start(backend: Backend, session: Session | None, instance_id: str = "a", *, workflow: str = "work") -> Header:
-    return create(backend, session, creation(backend, instance_id, workflow=workflow))
-
-
-def change(
-    header: Header, base: int | None = None, count: int = 1, rest: Rest | None = None, taken: Sequence[int] = ()
-) -> Change:
-    base = header.seq if base is None else base
-    return Change(header.instance, base, entries(base + 1, count), taken, rest)
-
-
-def signal(name: str = "go", message_id: str = "", payload: bytes | None = b"payload") -> Message:
-    return Message("signal", name, payload, T0, message_id)
-
-
-def loaded(backend: Backend, instance_id: str = "a") -> Loaded:
-    found = backend.load(instance_id)
-    assert found is not None, instance_id
-    return found
-
-
-def header_of(backend: Backend, instance_id: str = "a") -> Header:
-    return loaded(backend, instance_id).header
-
-
-def seqs(backend: Backend, header: Header) -> list[int]:
-    return [entry.seq for entry in backend.history(header.instance, 0, 10_000)]
-
-
-def ids(found: Sequence[Loaded]) -> list[str]:
-    return [each.header.instance_id for each in found]

@@ -7,22 +7,11 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Session
+from stepwell.backend.base import Backend, Filter, Session
 from stepwell.errors import LeaseLost
+from stepwell.testing.sample import T0, change, creation, definition_of, header_of, seqs, session_of, signal, start
 
-from .examiner import (
-    T0,
-    Examiner,
-    change,
-    creation,
-    dead_holder,
-    definition_of,
-    header_of,
-    seqs,
-    session_of,
-    signal,
-    start,
-)
+from .examiner import Examiner, dead_holder
 
 
 def _is_fenced(backend: Backend, action: Callable[[Session], object]) -> None:
@@ -30,10 +19,10 @@ def _is_fenced(backend: Backend, action: Callable[[Session], object]) -> None:
     lost, live = session_of(backend), session_of(backend)
     backend.end_session(lost)
     for session in (lost, replace(live, token=live.token ^ 1)):
-        before = backend.hint()
+        before = backend.list(Filter())
         with pytest.raises(LeaseLost):
             action(session)
-        assert backend.hint() == before
+        assert backend.list(Filter()) == before
     action(live)
 
 

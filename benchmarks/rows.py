@@ -1,0 +1,81 @@
+"""The rows: what is measured at which size, and what is to be reached."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Against = Literal["", "raw", "sayiir", "growth"]
+
+
+class Goal(NamedTuple):
+    """``reach`` and ``aim`` of a figure: of its own (``""``), of its ratio to raw or to sayiir, or of its growth."""
+
+    against: Against
+    reach: float
+    aim: float
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    ``more`` says that more is better. With ``base``, the line shows how the figure grows from that size to ``size``.
+    """
+
+    key: str
+    what: str
+    method: str
+    size: int
+    unit: str
+    goal: Goal | None = None
+    figure: str = ""
+    more: bool = False
+    base: int | None = None
+
+
+FLAT = Goal("growth", 1.3, 1.1)
+IN_MEMORY = Goal("", 2, 0.5)
+MEMORY = Goal("", 6, 3)
+SQLITE = Goal("raw", 1.4, 1.2)
+SHARE = Goal("raw", 0.20, 0.40)
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return all rows, in the order of their keys; ``quick`` takes smaller sizes, whose figures mean less."""
+    k1, k5, k2 = (200, 1_000, 400) if quick else (1_000, 5_000, 2_000)
+    signals = 40 if quick else 100
+    return [
+        *(Row("a", "chain, no store", "chain_in_memory", n, "us/task", IN_MEMORY) for n in (4, 10, k1, k5)),
+        Row("a", "growth of that", "chain_in_memory", k5, "x", FLAT, base=k1),
+        Row("b", "durable chain, memory", "chain_memory", k1, "us/step", MEMORY),
+        Row("c", "durable chain, SQLite full", "chain_sqlite", k1, "us/step", SQLITE),
+        Row("c", "the same, DBOS put into WAL", "chain_sqlite_wal", k1, "us/step", SQLITE),
+        Row("d", "instances x 4 steps, SQLite full", "many_sqlite", k2, "wf/s", SHARE, more=True),
+        Row("e", "instances x 4 steps, memory", "many_memory", k2, "wf/s", Goal("sayiir", 1.5, 3), more=True),
+        Row("e", "instances x 4 steps, no store", "many_in_memory", k2, "wf/s", more=True),
+        Row("f", "resume, finished steps, SQLite", "resume_sqlite", k1, "ms", Goal("", 8, 3)),
+        Row("f", "resume, finished steps, memory", "resume_memory", k1, "ms", Goal("", 8, 3)),
+        Row("g", "bytes per step, SQLite", "bytes_sqlite", k1, "B/step", Goal("", 450, 350)),
+        Row("h", "import", "IMPORT", 0, "ms", Goal("", 60, 30)),
+        Row("h", "import of all a durable run needs", "IMPORT_DURABLE", 0, "ms"),
+        Row("i", "fork, no store", "fork_in_memory", k1, "us/branch"),
+        Row("i", "fork, no store, run_in=inline", "fork_inline_in_memory", k1, "us/branch"),
+        Row("i", "fork, no store, async", "fork_async_in_memory", k1, "us/branch"),
+        Row("i", "fork, memory", "fork_memory", k1, "us/branch"),
+        Row("i", "fork, SQLite full", "fork_sqlite", k1, "us/branch"),
+        Row("i", "fork, SQLite full, async", "fork_async_sqlite", k1, "us/branch"),
+        *(Row("j", "loop, no store", "loop_in_memory", n, "us/turn") for n in (10, k1, k5)),
+        Row("j", "growth of that", "loop_in_memory", k5, "x", FLAT, base=k1),
+        *(Row("j", "loop, memory", "loop_memory", n, "us/turn") for n in (10, k1, k5)),
+        Row("j", "growth of that", "loop_memory", k5, "x", FLAT, base=k1),
+        *(Row("j", "loop, SQLite full", "loop_sqlite", n, "us/turn") for n in (10, k1, k5)),
+        Row("j", "growth of that", "loop_sqlite", k5, "x", FLAT, base=k1),
+        *(Row("k", "chain, no store", "chain_in_memory", n, "us/task") for n in (10, k5)),
+        Row("k", "growth of that", "chain_in_memory", k5, "x", FLAT, base=10),
+        *(Row("k", "durable chain, memory", "chain_memory", n, "us/step") for n in (10, k5)),
+        Row("k", "growth of that", "chain_memory", k5, "x", FLAT, base=10),
+        *(Row("k", "durable chain, SQLite full", "chain_sqlite", n, "us/step") for n in (10, k5)),
+        Row("k", "growth of that", "chain_sqlite", k5, "x", FLAT, base=10),
+        *(Row("l", f"signal to next step, memory, {p}", "signal_memory", signals, "us", figure=p) for p in ("p50", "p99")),
+        *(Row("l", f"signal to next step, SQLite, {p}", "signal_sqlite", signals, "us", figure=p) for p in ("p50", "p99")),
+        Row("t", "sync tasks in threads", "threads", k1, "us/task"),
+    ]

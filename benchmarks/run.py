@@ -1,0 +1,122 @@
+"""Measure stepwell beside the raw driver and beside its peers, in one run. See README.md for what is measured and how.
+
+python benchmarks/run.py [--rows a,c,d] [--rounds N] [--quick] [--json out.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from contest import Contestant, Result, contestants
+from imports import import_ms
+from machine import describe, sync_cost
+from report import OURS, RAW, Case, Line, Rounds, as_json, line_of, table, troubles
+from rows import Row, rows
+
+MODULES = {OURS: "ours", RAW: "bare", "sayiir": "peer_sayiir", "dbos": "peer_dbos"}
+PEERS = [name for name in MODULES if name not in (OURS, RAW)]
+SLOW = frozenset({"dbos"})
+SLOW_ROUNDS = 3
+STATEMENTS = {  # module names and what a user of it writes first
+    "IMPORT": {OURS: "import stepwell", "sayiir": "import sayiir", "dbos": "import dbos"},
+    "IMPORT_DURABLE": {
+        OURS: "from stepwell import CheckpointingRunner, SqliteBackend, task, workflow",
+        "sayiir": "import sayiir",
+        "dbos": "from dbos import DBOS",
+    },
+}
+
+
+def say(text: str = "") -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def measure(contestant: Contestant, method: str, size: int) -> Result:
+    if method not in STATEMENTS:
+        return contestant.measure(method, size)
+    statement = STATEMENTS[method].get(contestant.name)
+    if statement is None or contestant.absent:
+        return Result({}, contestant.absent or "-")
+    return Result({"": import_ms(statement)})
+
+
+def contest(cases: Sequence[Case], taking_part: Sequence[Contestant], count: int) -> Rounds:
+    """Measure every case in ``count`` rounds, in each of which the contestants take turns."""
+    found: dict[Case, dict[str, list[Result]]] = {case: defaultdict(list) for case in cases}
+    for case in cases:
+        began = time.monotonic()
+        for number in range(count):
+            for contestant in taking_part:
+                skipped = contestant.name in SLOW and number >= SLOW_ROUNDS
+                result = Result({}) if skipped else measure(contestant, *case)
+                found[case][contestant.name].append(result)
+        say(f"  {case[0]} {case[1] or ''}: {time.monotonic() - began:.1f} s")
+    return found
+
+
+def cases_of(chosen: Sequence[Row]) -> list[Case]:
+    """Return each measurement once, though several rows may show it."""
+    wanted = [(row.method, size) for row in chosen for size in (row.base, row.size) if size is not None]
+    return list(dict.fromkeys(wanted))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="", help="letters of the rows, such as a,c,d; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help=f"rounds; slow peers take part in the first {SLOW_ROUNDS}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and two rounds: does it work, not how fast it is")
+    parser.add_argument("--without", default="", help="contestants to leave out, such as dbos")
+    parser.add_argument("--cap", type=float, default=90.0, help="seconds after which one measurement is cut")
+    parser.add_argument("--dir", default=None, help="where the database files lie; default: the temporary folder")
+    parser.add_argument("--json", default=None, help="write every round, median and ratio to this file")
+    return parser.parse_args()
+
+
+def chosen_rows(options: argparse.Namespace) -> list[Row]:
+    letters = set(filter(None, options.rows.split(",")))
+    known = rows(options.quick)
+    if unknown := letters - {row.key for row in known}:
+        raise SystemExit(f"there are no rows {', '.join(sorted(unknown))}; there are {', '.join(sorted({r.key for r in known}))}")
+    return [row for row in known if not letters or row.key in letters]
+
+
+def main() -> None:
+    options, left_out = (given := arguments()), set(given.without.split(","))
+    chosen, count = chosen_rows(options), min(options.rounds, 2) if options.quick else options.rounds
+    modules = {name: module for name, module in MODULES.items() if name not in left_out}
+    with tempfile.TemporaryDirectory(dir=options.dir, ignore_cleanup_errors=True) as folder:
+        machine = describe(Path(folder))
+        with contestants(modules, Path(folder), options.cap) as taking_part:
+            say(f"{len(cases_of(chosen))} measurements, {count} rounds of {', '.join(modules)}")
+            rounds = contest(cases_of(chosen), taking_part, count)
+        machine["flush after"] = sync_cost(Path(folder))
+    lines = [line_of(row, rounds) for row in chosen]
+    show(machine, lines, [name for name in PEERS if name in modules])
+    if options.json:
+        document = {"machine": machine, "rounds": count, "quick": options.quick, "lines": [as_json(line) for line in lines]}
+        Path(options.json).write_text(json.dumps(document, indent=1))
+
+
+def show(machine: dict[str, str], lines: Sequence[Line], peers: Sequence[str]) -> None:
+    say()
+    for name, text in machine.items():
+        say(f"{name + ':':<13}{text}")
+    say()
+    say(table(lines, peers))
+    say()
+    say("to raw: ours / raw, or our share of raw where more is better. lead: how many times better ours is than that peer.")
+    say("Both are medians of the ratios within each round; the other figures are medians over the rounds.")
+    for text in troubles(lines):
+        say(f"! {text}")
+
+
+if __name__ == "__main__":
+    main()

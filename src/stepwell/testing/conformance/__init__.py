@@ -1,0 +1,32 @@
+"""The examination every backend has to pass, ours and anyone's.
+
+Write a test class and let pytest find it::
+
+    class TestMine(BackendConformance):
+        def make_backend(self, tmp_path):
+            return MyBackend(tmp_path / "store", lease_clock=self.clock)
+
+        def child_source(self, tmp_path):             # only if it claims to be shared by processes
+            return f"from mine import MyBackend; backend = MyBackend({str(tmp_path / 'store')!r})"
+
+A store whose lease clock cannot be given overrides ``pass_leases`` instead. Each test examines one behaviour of
+:class:`stepwell.backend.base.Backend` through that protocol alone. Call
+``pytest.register_assert_rewrite("stepwell.testing.conformance")`` in ``conftest.py`` for readable failures.
+"""
+
+from .claiming import Claiming, Freeing
+from .creating import Creating
+from .examiner import LeaseClock
+from .inbox import Inbox
+from .processes import Processes
+from .reading import Listing, Reading, Upkeep
+from .sessions import Sessions
+from .writing import Admission, Resting
+
+__all__ = ["BackendConformance", "LeaseClock"]
+
+
+class BackendConformance(
+    Sessions, Creating, Admission, Resting, Inbox, Claiming, Freeing, Reading, Listing, Upkeep, Processes
+):
+    """All groups of the examination in one class."""

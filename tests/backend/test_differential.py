@@ -1,0 +1,191 @@
+"""The same random operations on the reference store and on SQLite give equal answers and equal visible states."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
+
+from stepwell.backend.base import Backend, Change, Created, Creation, Filter, Header, Message, Rest, Session
+from stepwell.backend.memory import InMemoryBackend
+from stepwell.backend.sqlite import SqliteBackend
+from stepwell.errors import LeaseLost, OptionError
+from stepwell.testing.conformance import LeaseClock
+from stepwell.testing.sample import LEASE_US, T0, entries, session_of
+
+IDS = ("a", "b", "c")
+STATES = st.sampled_from(["pending", "running", "waiting", "paused", "held", "completed", "failed", "cancelled"])
+DUE = st.sampled_from([None, 0, T0, T0 + 5])
+SESSIONS = st.one_of(st.none(), st.integers(0, 2))
+RESTS = st.none() | st.builds(
+    Rest,
+    state=STATES,
+    image=st.binary(max_size=3),
+    due_us=DUE,
+    release=st.booleans(),
+    result_seq=st.integers(0, 3),
+    definition=st.sampled_from([None, 1, 2]),
+)
+
+
+class SameAnswers(RuleBasedStateMachine):
+    """Numbers are compared as they are: both stores count instances, messages, sessions and definitions from 1."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock = LeaseClock()
+        path = Path(self.folder.name) / "store.db"
+        self.stores: tuple[Backend, Backend] = (
+            InMemoryBackend(lease_clock=self.clock),
+            SqliteBackend(path, durability="fast", lease_clock=self.clock),
+        )
+        self.sessions: list[tuple[Session, Session]] = []
+        self.instances: dict[int, int] = {}
+        for name in ("one", "two"):
+            self.both(lambda store, _, name=name: store.register(name, name, b"plan"))  # type: ignore[misc]
+        for slot in range(3):
+            self.sessions.append(self.new_session(slot))
+
+    def teardown(self) -> None:
+        if hasattr(self, "stores"):
+            for store in self.stores:
+                store.close()
+            self.folder.cleanup()
+
+    def new_session(self, slot: int) -> tuple[Session, Session]:
+        first, second = (session_of(store, str(slot)) for store in self.stores)
+        assert first.id == second.id
+        return first, second
+
+    def both(self, action: Callable[[Backend, int], object]) -> Any:
+        """Do it on both and return the common answer; an error is an answer too."""
+        reference, other = (_answer(action, store, side) for side, store in enumerate(self.stores))
+        assert reference == other
+        return reference
+
+    def session(self, slot: int | None, side: int) -> Session | None:
+        return None if slot is None else self.sessions[slot][side]
+
+    def number(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.instances)) if self.instances else st.just(1))
+
+    def change(self, data: st.DataObject, number: int) -> Change:
+        seq = self.instances.get(number, 0)
+        base = data.draw(st.sampled_from([seq, seq, seq, seq, seq - 1, seq + 1]))
+        taken = data.draw(st.lists(st.integers(1, 4), max_size=2))
+        known = data.draw(st.lists(st.sampled_from(["m", "n"]), max_size=1))
+        count = data.draw(st.integers(0, 2))
+        return Change(number, base, entries(base + 1, count), taken, data.draw(RESTS), known)
+
+    @rule(data=st.data(), slot=SESSIONS)
+    def create(self, data: st.DataObject, slot: int | None) -> None:
+        made = [
+            self.creation(data, instance_id) for instance_id in data.draw(st.lists(st.sampled_from(IDS), max_size=2))
+        ]
+        self.both(lambda store, side: _plain(store.create(self.session(slot, side), made)))
+
+    def creation(self, data: st.DataObject, instance_id: str) -> Creation:
+        old = data.draw(st.booleans()) and self.instances
+        return Creation(
+            instance_id,
+            data.draw(st.sampled_from([1, 1, 2, 3])),
+            b"digest",
+            entries(1, data.draw(st.integers(0, 2))),
+            T0,
+            state=data.draw(st.sampled_from(["pending", "running", "completed"])),
+            due_us=data.draw(DUE),
+            claim=data.draw(st.booleans()),
+            image=data.draw(st.none() | st.just(b"image")),
+            replacing=self.change(data, self.number(data)) if old else None,
+        )
+
+    @rule(data=st.data(), slot=SESSIONS)
+    def commit(self, data: st.DataObject, slot: int | None) -> None:
+        changes = [self.change(data, self.number(data)) for _ in range(data.draw(st.integers(0, 3)))]
+        self.both(lambda store, side: store.commit(self.session(slot, side), changes))
+
+    @rule(data=st.data(), message_id=st.sampled_from(["", "m", "n"]), payload=st.none() | st.binary(max_size=2))
+    def post(self, data: st.DataObject, message_id: str, payload: bytes | None) -> None:
+        number = self.number(data)
+        self.both(lambda store, _: store.post(number, Message("signal", "go", payload, T0, message_id)))
+
+    @rule(slot=st.integers(0, 2), instance_id=st.sampled_from(IDS))
+    def claim(self, slot: int, instance_id: str) -> None:
+        self.both(lambda store, side: store.claim(self.sessions[slot][side], instance_id))
+
+    @rule(slot=st.integers(0, 2), definitions=st.lists(st.sampled_from([1, 2]), max_size=2), limit=st.integers(0, 2))
+    def claim_due(self, slot: int, definitions: list[int], limit: int) -> None:
+        self.both(lambda store, side: list(store.claim_due(self.sessions[slot][side], definitions, T0, limit)))
+
+    @rule(data=st.data(), slot=st.integers(0, 2))
+    def release(self, data: st.DataObject, slot: int) -> None:
+        numbers = [self.number(data), self.number(data)]
+        self.both(lambda store, side: store.release(self.sessions[slot][side], numbers))
+
+    @rule(slot=st.integers(0, 2))
+    def renew(self, slot: int) -> None:
+        self.both(lambda store, side: store.renew(self.sessions[slot][side]))
+
+    @rule(slot=st.integers(0, 2))
+    def end_session(self, slot: int) -> None:
+        self.both(lambda store, side: store.end_session(self.sessions[slot][side]))
+        self.sessions[slot] = self.new_session(slot)
+
+    @rule(part=st.sampled_from([2, 3]))
+    def time_passes(self, part: int) -> None:
+        self.clock.now_us += LEASE_US // part
+
+    @rule(instance_id=st.sampled_from(IDS))
+    def delete(self, instance_id: str) -> None:
+        self.both(lambda store, _: store.delete(instance_id))
+
+    @rule(ended_before_us=st.sampled_from([T0, T0 + 2, T0 + 100]), limit=st.integers(0, 2))
+    def purge(self, ended_before_us: int, limit: int) -> None:
+        self.both(lambda store, _: store.purge(ended_before_us, limit))
+
+    @invariant()
+    def looks_the_same(self) -> None:
+        if not hasattr(self, "stores"):
+            return
+        headers: list[Header] = self.both(lambda store, _: list(store.list(Filter())))
+        self.instances.update({header.instance: header.seq for header in headers})
+        self.both(lambda store, _: [store.load(header.instance_id) for header in headers])
+        self.both(lambda store, _: [list(store.history(number, 0, 99)) for number in self.instances])
+        self.both(lambda store, _: [store.count(Filter(unfinished=flag)) for flag in (True, False)])
+        self.both(lambda store, _: sorted(stuck.instance_id for stuck in store.stuck(T0)))
+        for slot in range(len(self.sessions)):
+            self.both(lambda store, side, slot=slot: dict(store.mail(self.sessions[slot][side])))  # type: ignore[misc]
+
+
+def _answer(action: Callable[[Backend, int], object], store: Backend, side: int) -> object:
+    try:
+        return _listed(action(store, side))
+    except (LeaseLost, OptionError) as error:
+        return type(error)
+
+
+def _listed(value: object) -> object:
+    """Give sequences inside an answer one type, as the protocol does not fix it."""
+    if isinstance(value, list | tuple):
+        return [_listed(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    if value is not None and type(value).__name__ == "Loaded":
+        return replace(value, entries=list(value.entries), mail=list(value.mail))  # type: ignore[type-var, attr-defined]
+    return value
+
+
+def _plain(answers: object) -> list[object]:
+    assert isinstance(answers, list)
+    return [("created", answer.header) if isinstance(answer, Created) else answer for answer in answers]
+
+
+TestSameAnswers = SameAnswers.TestCase
+TestSameAnswers.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

@@ -1,0 +1,304 @@
+"""Planted faults: each small wrong variant of the engine must be caught by the random walks or the oracle.
+
+A proof that cannot fail proves nothing. The search is seeded and short, so that a fault that slips through is noticed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from stepwell.engine import events as e
+from stepwell.engine import facts as f
+from stepwell.engine import frontier as frontier_room
+from stepwell.engine.frontier import Frontier, Step
+from stepwell.engine.laws import LawBroken
+from stepwell.flow import plan as plan_room
+from stepwell.flow.plan import Plan, Turns
+
+from .graphs import Seeded, grow
+from . import test_failing
+from .hands import Run, finish, walk
+from .test_laws import ends_well_after_a_retry, runs_as_it_reads
+
+engine: Any = importlib.import_module("stepwell.engine.advance")
+frontier: Any = frontier_room
+Patch = pytest.MonkeyPatch
+Apply = Callable[[Plan, Frontier, Any], None]
+
+SEARCH = 150
+
+
+def search() -> None:
+    """Do what the suite does, until something is wrong: random runs, then the tables."""
+    for seed in range(SEARCH):
+        choose = Seeded(seed)
+        run = Run.of(grow(choose, size=12))
+        walk(run, choose, 30)
+        finish(run, choose)
+        ends_well_after_a_retry(run, choose)
+        runs_as_it_reads(grow(Seeded(seed), size=14, failing=False), seed, "message")
+    test_failing.test_two_failing_scopes_that_settle_at_once_fail_the_outer_one_once()
+
+
+# --- one wrong variant each ------------------------------------------------------------------
+
+
+def _deciding(patch: Patch, kind: type, wrong: Callable[..., Sequence[f.Fact]]) -> None:
+    patch.setitem(engine._DECIDE, kind, wrong)
+
+
+def _applying(patch: Patch, kind: type, wrong: Apply) -> None:
+    patch.setitem(frontier._APPLY, kind, wrong)
+
+
+def attempt_not_checked(patch: Patch) -> None:
+    """Any attempt may report."""
+    right = engine._succeeded
+
+    def wrong(plan: Plan, state: Frontier, event: e.Succeeded, now: int) -> Sequence[f.Fact]:
+        step = state.steps.get((event.node, event.turns))
+        current = step.attempt if step else event.attempt
+        facts: Sequence[f.Fact] = right(plan, state, msgspec.structs.replace(event, attempt=current), now)
+        return facts
+
+    _deciding(patch, e.Succeeded, wrong)
+
+
+def values_never_dropped(patch: Patch) -> None:
+    patch.setattr(frontier, "_forget", lambda *given: None)
+
+
+def values_dropped_early(patch: Patch) -> None:
+    """A value dies with its first reader."""
+    right = plan_room._last_reader
+
+    def wrong(nodes: Any, lineage: Any, place: Any, value: int, who: list[int]) -> int:
+        return right(nodes, lineage, place, value, who[:1])
+
+    patch.setattr(plan_room, "_last_reader", wrong)
+
+
+def tags_never_dropped(patch: Patch) -> None:
+    def wrong(plan: Plan, state: Frontier, node: int, turns: Turns) -> None:
+        state.values.pop((node, turns[: plan.depth[node]]), 0)
+
+    patch.setattr(frontier, "_forget", wrong)
+
+
+def blocked_ignored(patch: Patch) -> None:
+    """A waiter opens when the first thing it needs is done."""
+
+    def wrong(turn: Any, parallel: int, child: int, turns: Turns) -> None:
+        for waiter in reversed(turn.plan.waiters[child]):
+            if (waiter, turns) not in turn.state.steps:
+                turn.open(waiter, turns)
+        if not turn.state.scopes[(parallel, turns)].remaining:
+            turn._close_parallel(parallel, turns)
+
+    patch.setattr(engine._Turn, "_follow_parallel", wrong)
+
+
+def join_by_first_branch(patch: Patch) -> None:
+    right = engine._Turn._follow_parallel
+
+    def wrong(turn: Any, parallel: int, child: int, turns: Turns) -> None:
+        if not turn.plan.waiters[child] and turn.state.scopes[(parallel, turns)].remaining:
+            turn._close_parallel(parallel, turns)
+        else:
+            right(turn, parallel, child, turns)
+
+    patch.setattr(engine._Turn, "_follow_parallel", wrong)
+
+
+def join_never(patch: Patch) -> None:
+    """The last of several branches is not noticed."""
+    right = engine._Turn._follow_parallel
+
+    def wrong(turn: Any, parallel: int, child: int, turns: Turns) -> None:
+        if len(turn.plan.nodes[parallel].children) < 3 or turn.state.scopes[(parallel, turns)].remaining:
+            right(turn, parallel, child, turns)
+
+    patch.setattr(engine._Turn, "_follow_parallel", wrong)
+
+
+def pause_ignored_by_timers(patch: Patch) -> None:
+    right = engine._fired
+
+    def wrong(plan: Plan, state: Frontier, event: e.Fired, now: int) -> Sequence[f.Fact]:
+        paused, state.paused = state.paused, None
+        facts: Sequence[f.Fact] = right(plan, state, event, now)
+        state.paused = paused
+        return facts
+
+    _deciding(patch, e.Fired, wrong)
+
+
+def timers_fire_early(patch: Patch) -> None:
+    right = engine._fired
+    _deciding(patch, e.Fired, lambda plan, state, event, now: right(plan, state, event, now + 15))
+
+
+def wait_treated_as_cancel(patch: Patch) -> None:
+    def wrong(turn: Any, node: int, turns: Turns) -> None:
+        child, turns = turn._up_to_parallel(node, turns)
+        if child == 0:
+            turn._end_failed()
+        else:
+            turn._fail_parallel(turn.plan.parent[child], turns)
+
+    patch.setattr(engine._Turn, "failed", wrong)
+
+
+def readers_not_skipped(patch: Patch) -> None:
+    def wrong(turn: Any, child: int, turns: Turns) -> None:
+        parallel = turn.plan.parent[child]
+        if not turn.state.scopes[(parallel, turns)].remaining:
+            turn._close_parallel(parallel, turns)
+
+    patch.setattr(engine._Turn, "_skip_readers", wrong)
+
+
+def newest_message_first(patch: Patch) -> None:
+    def wrong(turn: Any, node: int, turns: Turns, message: int) -> None:
+        turn.emit(f.MessageTaken(node, turns, turn.state.inbox[turn.plan.nodes[node].signal][-1]))
+        turn.done(node, turns)
+
+    patch.setattr(engine._Turn, "take", wrong)
+
+
+def loop_one_turn_too_many(patch: Patch) -> None:
+    _loop_limit(patch, 1)
+
+
+def loop_one_turn_too_few(patch: Patch) -> None:
+    _loop_limit(patch, -1)
+
+
+def _loop_limit(patch: Patch, off: int) -> None:
+    def wrong(turn: Any, loop: int, turns: Turns, value: int) -> None:
+        tag, row = turn.state.tags.get(value, ""), turn.plan.nodes[loop]
+        if tag == "again" and turns[-1] < row.max_iterations + off:
+            turn._turn_loop(loop, (*turns[:-1], turns[-1] + 1), value)
+        elif tag == "done" or (tag == "again" and row.on_max == "last"):
+            turn._scope_done(loop, turns[:-1], value)
+        else:
+            turn.refuse(loop, turns[:-1], "loop_limit" if tag else "loop_value")
+
+    patch.setattr(engine._Turn, "_after_turn", wrong)
+
+
+def one_attempt_too_many(patch: Patch) -> None:
+    right = engine._next_attempt
+
+    def wrong(plan: Plan, step: Step, event: e.Errored, now: int) -> tuple[int, int]:
+        due, spent = right(plan, msgspec.structs.replace(step, spent=step.spent - 1), event, now)
+        return due, spent + 1
+
+    patch.setattr(engine, "_next_attempt", wrong)
+
+
+def unsettled_ignored(patch: Patch) -> None:
+    """A scope fails while steps in it may still run."""
+
+    def wrong(turn: Any, parallel: int, turns: Turns) -> None:
+        turn.emit(f.ScopeFailing(parallel, turns))
+        turn._scope_failed(parallel, turns)
+
+    patch.setattr(engine._Turn, "_fail_parallel", wrong)
+
+
+def settled_twice(patch: Patch) -> None:
+    """Settling does not take a step off the count."""
+    patch.setattr(frontier, "_settle", lambda *given: None)
+
+
+def nothing_closes(patch: Patch) -> None:
+    patch.setattr(frontier, "_close_below", lambda *given: 0)
+
+
+def stalled_forgotten(patch: Patch) -> None:
+    """What was done while its scope failed is not gone on from."""
+    patch.setattr(engine, "_go_on", lambda *given: None)
+
+
+def stalled_in_parallels_forgotten(patch: Patch) -> None:
+    patch.setattr(engine, "_go_on_in_parallels", lambda *given: None)
+
+
+def inner_failure_counts_again(patch: Patch) -> None:
+    """A scope fails although one around it is failing already."""
+    patch.setattr(engine._Turn, "_covered", lambda *given: False)
+
+
+def cancel_does_not_end(patch: Patch) -> None:
+    def wrong(plan: Plan, state: Frontier, event: e.CancelAsked, now: int) -> Sequence[f.Fact]:
+        if state.ended or state.cancelling:
+            return ()
+        turn = engine._Turn(plan, state, now)
+        turn.emit(f.CancelBegun(event.reason, event.by))
+        return turn.finish()  # type: ignore[no-any-return]
+
+    _deciding(patch, e.CancelAsked, wrong)
+
+
+def images_forget_tags(patch: Patch) -> None:
+    right = frontier.Image
+
+    def wrong(*fields: Any) -> Any:
+        return right(*fields[:6], {}, *fields[7:])
+
+    patch.setattr(frontier, "Image", wrong)
+
+
+def state_changed_outside_apply(patch: Patch) -> None:
+    """A live counter that recovery does not know."""
+    right = engine._begun
+
+    def wrong(plan: Plan, state: Frontier, event: e.Begun, now: int) -> Sequence[f.Fact]:
+        facts: Sequence[f.Fact] = right(plan, state, event, now)
+        if facts:
+            state.steps[(event.node, event.turns)] = Step(event.attempt, 1, 0, "began")
+        return facts
+
+    _deciding(patch, e.Begun, wrong)
+
+
+def later_turns_are_entered_with_nothing(patch: Patch) -> None:
+    right = engine._Turn._turn_loop
+
+    def wrong(turn: Any, loop: int, turns: Turns, value: int) -> None:
+        right(turn, loop, turns, value if turns[-1] == 1 else 0)
+
+    patch.setattr(engine._Turn, "_turn_loop", wrong)
+
+
+def retry_runs_done_steps_again(patch: Patch) -> None:
+    """A result that came while the scope failed is asked for again."""
+
+    def wrong(turn: Any, node: int, turns: Turns) -> None:
+        turn.open(node, turns)
+
+    patch.setattr(engine, "_go_on", wrong)
+
+
+MUTANTS = [
+    attempt_not_checked, values_never_dropped, values_dropped_early, tags_never_dropped, blocked_ignored,
+    join_by_first_branch, join_never, pause_ignored_by_timers, timers_fire_early, wait_treated_as_cancel,
+    readers_not_skipped, newest_message_first, loop_one_turn_too_many, loop_one_turn_too_few, one_attempt_too_many,
+    unsettled_ignored, settled_twice, nothing_closes, stalled_forgotten, stalled_in_parallels_forgotten,
+    inner_failure_counts_again, cancel_does_not_end, images_forget_tags, state_changed_outside_apply,
+    later_turns_are_entered_with_nothing, retry_runs_done_steps_again,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_planted_fault_is_caught(mutant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    """The search meets a broken law, a wrong result, or an error of the engine's own."""
+    mutant(monkeypatch)
+    with pytest.raises((LawBroken, AssertionError, LookupError)):
+        search()

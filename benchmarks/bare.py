@@ -1,8 +1,8 @@
 """The floor: the same bodies in a bare loop, and the same rows written with the driver alone.
 
-The rows are recorded from a stepwell run and written again with APSW, already encoded, in a file that stepwell made: same
-tables, indexes, pragmas and commits, no engine. It is a floor for this layout and this pattern of commits, not for every
-conceivable one.
+The rows are recorded from a stepwell run and written again with APSW, already encoded, in a file that stepwell made:
+same tables, indexes, pragmas and commits, no engine. It is a floor for this layout and this pattern of commits, not for
+every conceivable one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ours
 import work
-from stepwell import CheckpointingRunner, SqliteBackend
 from work import VALUE, Value, check, check_value, us_each
+
+from stepwell import CheckpointingRunner, SqliteBackend
 
 if TYPE_CHECKING:
     import apsw
 
-VERSION = ""
 
 GROUP = 500  # rows to a commit where there are many: what a turn of stepwell takes at most
 

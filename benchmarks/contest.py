@@ -1,8 +1,8 @@
 """Contestants take turns: each in a process of its own, one at work at a time.
 
-A process of its own for each keeps one's heap, threads and libraries out of the other's time; all run on the same Python with
-the same (default) settings of the garbage collector, which is emptied before each measurement. What a contestant measures,
-it times itself, inside its process; the way there and back is not counted. A contestant is a module with a ``VERSION`` and a
+A process of its own keeps one's heap, threads and libraries out of the other's time. All run on the same Python
+with the same (default) settings of the garbage collector, which is run before each measurement. What a contestant
+measures, it times itself, inside its process; the way there and back is not counted. A contestant is a module with a
 function for each measurement it can take part in; one that cannot be imported is told as "not installed".
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 START_S = 60.0
+ABSENT = "not installed"
 
 
 class Result(NamedTuple):
@@ -31,12 +32,11 @@ class Result(NamedTuple):
 
 
 class Contestant:
-    """One module at the other end of a pipe. A measurement that takes too long costs the process, which is started anew."""
+    """One module at the other end of a pipe. What takes too long costs the process; a new one is started."""
 
     def __init__(self, name: str, module: str, folder: Path, cap_s: float) -> None:
         self.name, self._module, self._folder, self._cap_s = name, module, folder, cap_s
         self._cut: set[tuple[str, int]] = set()
-        self.version, self.absent = "", ""
         self._start()
 
     def _start(self) -> None:
@@ -46,9 +46,9 @@ class Contestant:
         self._process.start()
         theirs.close()
         try:
-            self.version, self.absent = self._answer(START_S)
+            self.absent: str = self._answer(START_S)
         except (EOFError, TimeoutError) as error:
-            self.version, self.absent = "", f"did not start: {error!r}"
+            self.absent = f"did not start: {error!r}"
 
     def _answer(self, cap_s: float) -> Any:
         if not self._pipe.poll(cap_s):
@@ -84,9 +84,9 @@ def _serve(pipe: Connection, module: str, folder: str) -> None:
     try:
         contestant = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        pipe.send(("", f"not installed ({error.name})"))
+        pipe.send(f"{ABSENT} ({error.name})")
         return
-    pipe.send((contestant.VERSION, ""))
+    pipe.send("")
     while True:
         try:
             method, size = pipe.recv()
@@ -115,7 +115,7 @@ def contestants(modules: dict[str, str], folder: Path, cap_s: float) -> Iterator
     started: list[Contestant] = []
     try:
         for name, module in modules.items():
-            started.append(Contestant(name, module, folder, cap_s))  # noqa: PERF401
+            started.append(Contestant(name, module, folder, cap_s))
         yield started
     finally:
         for contestant in started:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import work
+from work import VALUE, Value, check, check_value, us_each
+
 from stepwell import (
     Again,
     CheckpointingRunner,
@@ -26,9 +27,6 @@ from stepwell import (
     task,
     workflow,
 )
-from work import VALUE, Value, check, check_value, us_each
-
-VERSION = version("stepwell")
 
 Flow = Workflow[Value, Any]
 
@@ -268,7 +266,7 @@ def _resumed_ms(runner: CheckpointingRunner, steps: int) -> float:
 
 
 def bytes_sqlite(steps: int, scratch: Path) -> float:
-    """Bytes by which the file grows for each step. The first instance also stores the graph, once, and is not counted."""
+    """Bytes by which the file grows for each step. The first instance, which also stores the graph, is not counted."""
     more, path = 4, scratch / "stepwell.db"
     backend = SqliteBackend(path, durability="fast")  # the same bytes, sooner
     with CheckpointingRunner(backend) as runner:
@@ -309,4 +307,3 @@ def _signal(runner: CheckpointingRunner, name: str) -> float:
     runner.client.signal(name, "go", VALUE)
     check_value(runner.resume(awaits, name), 1)
     return Switch.reached_s - sent
-

@@ -1,8 +1,8 @@
 """DBOS as a contestant, on SQLite, with its default settings; only its log is turned down.
 
-Its waiting for a message polls the SQLite file every second by default; for the signals alone that is set to the least it
-allows, 1 ms. By default its file is in rollback-journal mode with ``synchronous=FULL``, which flushes more often for each commit than a
-WAL does. ``chain_sqlite_wal`` sets the file to WAL beforehand, as its users can. Workflows and steps are sync, as in its
+By default its file is in rollback-journal mode with ``synchronous=FULL``, which flushes more often for each commit than
+a WAL does. ``chain_sqlite_wal`` sets the file to WAL beforehand, as its users can. It looks for a message once a second
+by default; for the signals alone that is set to the least it allows, 1 ms. Workflows and steps are sync, as in its
 quick start, but for the fork: parallel steps need ``asyncio.gather``. It is launched anew for each measurement and shut
 down after it, so that its background threads run in nobody else's time.
 """
@@ -15,15 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import work
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos import error as errors
 from work import VALUE, Value, check, check_value, us_each
-
-VERSION = version("dbos")
 
 FEWER = 5  # so many times fewer instances at once than the others, to bound the run
 

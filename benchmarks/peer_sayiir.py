@@ -1,23 +1,20 @@
 """sayiir as a contestant.
 
-One ``DurableEngine`` is kept for all instances of a measurement: the module-level helpers make one for each call, which is
-slower. Every task has a name of its own, because sayiir takes two tasks of one name for one. It has no SQLite store in
-Python.
+One ``DurableEngine`` is kept for all instances of a measurement: the module-level helpers make one for each call, which
+is slower. Every task has a name of its own, because sayiir takes two tasks of one name for one. It has no SQLite store
+in Python.
 """
 
 from __future__ import annotations
 
 import time
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import work
 from sayiir import DurableEngine, Flow, InMemoryBackend, LoopResult, Workflow, run_workflow, task
 from work import VALUE, Value, check, check_value, us_each
-
-VERSION = version("sayiir")
 
 step = task(work.step)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from contest import Result
+from contest import ABSENT, Result
 from rows import Goal, Row
 
 OURS, RAW = "stepwell", "raw"
@@ -28,7 +28,8 @@ class Line(NamedTuple):
 
 def line_of(row: Row, rounds: Rounds) -> Line:
     values = {name: _values(row, rounds, name) for name in rounds[row.method, row.size]}
-    medians = {name: median(found) for name, each in values.items() if (found := [v for v in each if v is not None])}
+    there = {name: [value for value in each if value is not None] for name, each in values.items()}
+    medians = {name: median(found) for name, found in there.items() if found}
     missing = {name: _reason(rounds[row.method, row.size][name]) for name in values if name not in medians}
     ratios = {}
     if row.base is None:
@@ -37,11 +38,15 @@ def line_of(row: Row, rounds: Rounds) -> Line:
 
 
 def _values(row: Row, rounds: Rounds, name: str) -> list[float | None]:
-    figures = [result.figures.get(row.figure) for result in rounds[row.method, row.size][name]]
+    figures = _figures(row, rounds[row.method, row.size][name])
     if row.base is None:
         return figures
-    before = [result.figures.get(row.figure) for result in rounds[row.method, row.base][name]]
-    return [now / then if now and then else None for now, then in zip(figures, before, strict=True)]
+    pairs = zip(figures, _figures(row, rounds[row.method, row.base][name]), strict=True)
+    return [now / then if now and then else None for now, then in pairs]
+
+
+def _figures(row: Row, results: Iterable[Result]) -> list[float | None]:
+    return [result.figures.get(row.figure) for result in results]
 
 
 def _reason(results: Iterable[Result]) -> str:
@@ -72,7 +77,8 @@ def _mark(goal: Goal | None, medians: Mapping[str, float], ratios: Mapping[str, 
 
 
 def table(lines: Sequence[Line], peers: Sequence[str]) -> str:
-    head = ["", "work", "size", "unit", OURS, RAW, "to raw", *[c for p in peers for c in (p, "lead")], "to reach", "aim", ""]
+    beside = [column for peer in peers for column in (peer, "lead")]
+    head = ["", "work", "size", "unit", OURS, RAW, "to raw", *beside, "to reach", "aim", ""]
     body = [_cells(line, peers) for line in lines]
     widths = [max(len(cells[at]) for cells in [head, *body]) for at in range(len(head))]
     return "\n".join(_joined(cells, widths) for cells in [head, ["-" * width for width in widths], *body])
@@ -100,7 +106,7 @@ def _value(line: Line, name: str) -> str:
     if name in line.medians:
         return number(line.medians[name])
     reason = line.missing.get(name, "-")
-    return reason if len(reason) < 16 else "not installed" if reason.startswith("not inst") else "failed"
+    return ABSENT if reason.startswith(ABSENT) else reason if len(reason) < 10 else "failed"
 
 
 def _bound(goal: Goal, bound: float) -> str:
@@ -121,10 +127,9 @@ def troubles(lines: Iterable[Line]) -> list[str]:
     found: dict[str, None] = {}
     for line in lines:
         for name, reason in line.missing.items():
+            what = name if reason.startswith(ABSENT) else f"{name}, {line.row.method} {line.row.size}"
             if reason != "-":
-                found[reason if reason.startswith("not inst") else f"{line.row.method} {line.row.size}: {reason}"] = None
-            if reason.startswith("not inst"):
-                found[f"{name}: {reason}"] = found.pop(reason)
+                found[f"{what}: {reason}"] = None
     return list(found)
 
 

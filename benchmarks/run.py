@@ -24,7 +24,10 @@ MODULES = {OURS: "ours", RAW: "bare", "sayiir": "peer_sayiir", "dbos": "peer_dbo
 PEERS = [name for name in MODULES if name not in (OURS, RAW)]
 SLOW = frozenset({"dbos"})
 SLOW_ROUNDS = 3
-STATEMENTS = {  # module names and what a user of it writes first
+FOOT = """\
+to raw: ours / raw, or our share of raw where more is better. lead: how many times better ours is than that peer.
+Both are medians of the ratios within each round; the other figures are medians over the rounds."""
+STATEMENTS = {  # what a user writes first
     "IMPORT": {OURS: "import stepwell", "sayiir": "import sayiir", "dbos": "import dbos"},
     "IMPORT_DURABLE": {
         OURS: "from stepwell import CheckpointingRunner, SqliteBackend, task, workflow",
@@ -49,16 +52,15 @@ def measure(contestant: Contestant, method: str, size: int) -> Result:
 
 
 def contest(cases: Sequence[Case], taking_part: Sequence[Contestant], count: int) -> Rounds:
-    """Measure every case in ``count`` rounds, in each of which the contestants take turns."""
+    """Go through all cases ``count`` times; in each case the contestants take turns."""
     found: dict[Case, dict[str, list[Result]]] = {case: defaultdict(list) for case in cases}
-    for case in cases:
+    for number in range(count):
         began = time.monotonic()
-        for number in range(count):
+        for case in cases:
             for contestant in taking_part:
                 skipped = contestant.name in SLOW and number >= SLOW_ROUNDS
-                result = Result({}) if skipped else measure(contestant, *case)
-                found[case][contestant.name].append(result)
-        say(f"  {case[0]} {case[1] or ''}: {time.monotonic() - began:.1f} s")
+                found[case][contestant.name].append(Result({}) if skipped else measure(contestant, *case))
+        say(f"  round {number + 1}: {time.monotonic() - began:.0f} s")
     return found
 
 
@@ -71,8 +73,8 @@ def cases_of(chosen: Sequence[Row]) -> list[Case]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="letters of the rows, such as a,c,d; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help=f"rounds; slow peers take part in the first {SLOW_ROUNDS}")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and two rounds: does it work, not how fast it is")
+    parser.add_argument("--rounds", type=int, default=5, help=f"slow peers take part in the first {SLOW_ROUNDS}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, two rounds: does it work, not how fast")
     parser.add_argument("--without", default="", help="contestants to leave out, such as dbos")
     parser.add_argument("--cap", type=float, default=90.0, help="seconds after which one measurement is cut")
     parser.add_argument("--dir", default=None, help="where the database files lie; default: the temporary folder")
@@ -83,8 +85,9 @@ def arguments() -> argparse.Namespace:
 def chosen_rows(options: argparse.Namespace) -> list[Row]:
     letters = set(filter(None, options.rows.split(",")))
     known = rows(options.quick)
-    if unknown := letters - {row.key for row in known}:
-        raise SystemExit(f"there are no rows {', '.join(sorted(unknown))}; there are {', '.join(sorted({r.key for r in known}))}")
+    there = {row.key for row in known}
+    if unknown := letters - there:
+        raise SystemExit(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(sorted(there))}")
     return [row for row in known if not letters or row.key in letters]
 
 
@@ -101,7 +104,7 @@ def main() -> None:
     lines = [line_of(row, rounds) for row in chosen]
     show(machine, lines, [name for name in PEERS if name in modules])
     if options.json:
-        document = {"machine": machine, "rounds": count, "quick": options.quick, "lines": [as_json(line) for line in lines]}
+        document = {"machine": machine, "rounds": count, "quick": options.quick, "lines": list(map(as_json, lines))}
         Path(options.json).write_text(json.dumps(document, indent=1))
 
 
@@ -112,8 +115,7 @@ def show(machine: dict[str, str], lines: Sequence[Line], peers: Sequence[str]) -
     say()
     say(table(lines, peers))
     say()
-    say("to raw: ours / raw, or our share of raw where more is better. lead: how many times better ours is than that peer.")
-    say("Both are medians of the ratios within each round; the other figures are medians over the rounds.")
+    say(FOOT)
     for text in troubles(lines):
         say(f"! {text}")
 

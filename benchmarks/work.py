@@ -1,7 +1,7 @@
 """What every contestant has to do: the same value, the same bodies, the same check of the outcome.
 
-A step copies its value and counts it up, so that a contestant that skips, repeats or mixes up steps gives a wrong number
-and is shown as wrong instead of fast. The checks stand outside the timed part.
+A step copies its value and counts it up, so that a contestant that skips, repeats or mixes up steps gives a wrong
+number and is shown as wrong instead of fast. The checks stand outside the timed part.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Names of declared types, and which may be wired to which."""
-# ruff: noqa: E501, UP007, UP045 - tables read best with one case a line; types as users write them
+# ruff: noqa: E501, UP006, UP007, UP035, UP045 - tables read best with one case a line; types as users write them
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import inspect
 import subprocess
 import sys
 import typing
-from typing import Annotated, Any, Generic, Literal, NewType, Optional, Protocol, TypeVar, Union
+from typing import Annotated, Any, Dict, Generic, List, Literal, NewType, Optional, Protocol, Tuple, TypeVar, Union
 
 import pytest
 
@@ -31,10 +31,10 @@ class Speaks(Protocol):
 NAMES: list[tuple[Any, str]] = [
     (int, "int"), (None, "None"), (type(None), "None"), (Any, "Any"), (object, "object"), (decimal.Decimal, "Decimal"),
     (inspect.Parameter.empty, "Any"), (inspect.Signature.empty, "Any"),
-    (list[int], "list[int]"), (list[int], "list[int]"), (list, "list"), (list, "list"), (dict[str, Any], "dict[str, Any]"),
-    (tuple[int, ...], "tuple[int, ...]"), (tuple[int, str], "tuple[int, str]"), (tuple[()], "tuple[()]"), (tuple, "tuple"),
+    (List[int], "list[int]"), (list[int], "list[int]"), (List, "list"), (list, "list"), (Dict[str, Any], "dict[str, Any]"),
+    (Tuple[int, ...], "tuple[int, ...]"), (Tuple[()], "tuple[()]"), (tuple[int, str], "tuple[int, str]"), (tuple[()], "tuple[()]"), (tuple, "tuple"),
     (Optional[int], "None | int"), (int | None, "None | int"), (None | int, "None | int"), (Union[str, int, None], "None | int | str"),
-    (Union[int, str | None], "None | int | str"), (list[int | None], "list[None | int]"),
+    (Union[int, Union[str, None]], "None | int | str"), (list[int | None], "list[None | int]"),
     (Literal["b", "a"], "Literal['a', 'b']"), (Literal[1, True], "Literal[1, True]"), (Literal[Colour.RED], "Literal[Colour.RED]"),
     (Annotated[int, "x"], "int"), (list[Annotated[int, ["x"]]], "list[int]"), (UserId, "int"), (dict[UserId, int], "dict[int, int]"),
     (T, "Any"), (Bound, "int"), (Choice, "int | str"), (Box[int], "Box[int]"), (Box, "Box"), (Order, "Order"),

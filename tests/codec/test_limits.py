@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 
 from stepwell.codec import Codec, JsonCodec, MsgpackCodec, check_encodable, digest
-from stepwell.errors import CorruptValue, EncodeError, OptionError, ValueTooLarge
+from stepwell.errors import CodecError, CorruptValue, EncodeError, OptionError, ValueTooLarge
 from stepwell.types import Limits
 
 from .sealed import seal
@@ -62,7 +64,7 @@ def test_the_deepest_typed_value_is_read(make: Callable[[Limits], Codec]) -> Non
     head: Node | None = None
     for n in range(199):
         head = Node(n, head)
-    read = codec.decode(codec.encode(head), Optional[Node])
+    read = codec.decode(codec.encode(head), Node | None)
     assert codec.encode(read) == codec.encode(head)
 
 
@@ -73,6 +75,35 @@ def test_endless_nesting_is_an_error_of_the_codec(make: Callable[[Limits], Codec
         make(Limits()).encode(nested(100_000, lambda inner: [inner]))
     with pytest.raises(EncodeError):
         check_encodable(nested(100_000, lambda inner: (inner,)))
+
+
+@both
+@pytest.mark.parametrize("left", range(15, 120, 7))
+def test_a_full_stack_is_an_error_of_the_codec(make: Callable[[Limits], Codec], left: int) -> None:
+    """Where the caller has used up the stack, encode and decode fail as they always fail."""
+    codec = make(Limits())
+    values = [nested(150, wrap) for wrap in WRAPS.values()]
+    stored = [codec.encode(value) for value in values]
+    results: list[str] = []
+
+    def deep(calls: int) -> None:
+        if calls:
+            return deep(calls - 1)
+        for value, data in zip(values, stored, strict=True):
+            results.append(outcome(lambda: codec.encode(value)))  # noqa: B023 - called at once
+            results.append(outcome(lambda: codec.decode(data)))  # noqa: B023
+        return None
+
+    deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left - 20)
+    assert {"codec error"} <= set(results) <= {"codec error", "done"}
+
+
+def outcome(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except CodecError:
+        return "codec error"
+    return "done"
 
 
 @both

@@ -339,5 +339,6 @@ def test_a_property_that_raises_is_an_encode_error(codec: Codec) -> None:
                 raise KeyError(name)
             return super().__getattribute__(name)
 
-    with pytest.raises(EncodeError, match="Broken cannot be stored: reading it raised KeyError"):
-        codec.encode(Broken(1))
+    for _ in range(2):
+        with pytest.raises(EncodeError, match="Broken cannot be stored: reading it raised KeyError"):
+            codec.encode(Broken(1))

@@ -92,10 +92,10 @@ def test_a_value_that_would_not_come_back_is_refused(codec: Codec, make: Callabl
 
 PATHS: list[tuple[Any, str]] = [
     ({1: {"x": object()}}, "[1]['x']"),
-    ({object(): 1}, "[a object key]"),
-    ({(1, object()): 1}, "[a tuple key][1]"),
-    ({"a" * 41: object()}, "[a str key]"),
-    ({"a\n": object()}, "[a str key]"),
+    ({object(): 1}, "[key of type object]"),
+    ({(1, object()): 1}, "[key of type tuple][1]"),
+    ({"a" * 41: object()}, "[key of type str]"),
+    ({"a\n": object()}, "[key of type str]"),
     ((1, [object()]), "[1][0]"),
     ({1, object()}, "{…}"),
     (Point([object()], 1), "Point.x[0]"),  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Random workflows: trees of every node kind, nested anywhere, with data flow through selections and displays.
 
-A grower asks a :class:`Chooser` for every choice, so the same grower serves Hypothesis (which shrinks) and a plain seeded
-generator (which is fast). Names of tasks are unique within a tree, so a name tells where a step stands.
+A grower asks a :class:`Chooser` for every choice, so the same grower serves Hypothesis (which shrinks) and a plain
+seeded generator (which is fast). Names of tasks are unique within a tree, so a name tells where a step stands.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Seeded:
     """Choices of a seeded generator."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311
 
     def number(self, least: int, most: int) -> int:
         return self.random.randint(least, most)
@@ -64,6 +64,7 @@ PLAIN = make_task("plain")
 RETRIED = make_task("retried", attempts=3)
 ONCE = make_task("once", delivery="at_most_once")
 DECIDER = make_task("decider")
+ZERO = n.Const(0)
 
 
 def workflow(body: n.Body, name: str = "flow", has_input: bool = False) -> Workflow[Any, Any]:
@@ -71,7 +72,7 @@ def workflow(body: n.Body, name: str = "flow", has_input: bool = False) -> Workf
     return Workflow(name, body, input_type=Any, output_type=Any, has_input=has_input, metadata={}, where="graphs.py:1")
 
 
-# --- trees written by hand ---------------------------------------------------------------------
+# --- trees written by hand ---------------------------------------------------------------
 
 
 def step(name: str, *reads: n.Node | n.Source, task: AnyTask = PLAIN, **by_name: n.Node | n.Source) -> n.TaskNode:
@@ -102,7 +103,9 @@ def branch(name: str, *nodes: n.Node) -> n.BranchNode:
     return n.BranchNode(name, line(*nodes))
 
 
-def awaited(signal: str, timeout_us: int | None = None, on_timeout: n.Body | None = None, name: str = "") -> n.SignalNode:
+def awaited(
+    signal: str, timeout_us: int | None = None, on_timeout: n.Body | None = None, name: str = ""
+) -> n.SignalNode:
     return n.SignalNode(name or signal, signal, Any, timeout_us, on_timeout)
 
 
@@ -111,15 +114,15 @@ def deciding(name: str, *reads: n.Node | n.Source) -> n.TaskNode:
     return step(name, *reads, task=DECIDER)
 
 
-def repeated(name: str, body: n.Body, most: int = 3, on_max: n.OnMax = "fail", first: n.Source = n.Const(0)) -> n.LoopNode:
+def repeated(name: str, body: n.Body, most: int = 3, on_max: n.OnMax = "fail", first: n.Source = ZERO) -> n.LoopNode:
     return n.LoopNode(name, first, body, most, on_max)
 
 
-# --- trees grown at random ----------------------------------------------------------------------
+# --- trees grown at random ---------------------------------------------------------------
 
 
 class _Grower:
-    """Grows one tree. ``failing=False`` leaves out what cannot end well: timeouts without a branch, loops out of turns."""
+    """Grows one tree; without ``failing`` it can end well: timeouts have branches, loops enough turns."""
 
     def __init__(self, choose: Chooser, size: int, failing: bool) -> None:
         self.choose, self.left, self.failing = choose, size, failing
@@ -257,6 +260,8 @@ def grow(choose: Chooser, size: int = 12, failing: bool = True) -> Workflow[Any,
 
 
 @st.composite
-def workflows(draw: Callable[[st.SearchStrategy[Any]], Any], size: int = 12, failing: bool = True) -> Workflow[Any, Any]:
+def workflows(
+    draw: Callable[[st.SearchStrategy[Any]], Any], size: int = 12, failing: bool = True
+) -> Workflow[Any, Any]:
     """Random workflows for Hypothesis."""
     return grow(Drawn(draw), size, failing)

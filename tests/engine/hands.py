@@ -1,7 +1,7 @@
 """The hands of these tests: a run in memory that checks every law after every event, and what may be said to it.
 
-Values are short texts that name the step, its turns and a digest of its arguments, so that two values are equal only if the
-same step was given the same things.
+Values are short texts that name the step, its turns and a digest of its arguments, so that two values are equal only if
+the same step was given the same things.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .graphs import Chooser
 BODY = ("ready", "began", "closing")
 
 
-# --- what steps compute: shared with the oracle ------------------------------------------------
+# --- what steps compute: shared with the oracle ------------------------------------------
 
 
 def token(name: str, turns: Turns, *given: object) -> str:
@@ -54,7 +54,7 @@ def displayed(kind: str, items: Sequence[object], keys: Sequence[object]) -> obj
     return list(items) if kind == "list" else tuple(items)
 
 
-# --- a run -------------------------------------------------------------------------------------------
+# --- a run -------------------------------------------------------------------------------
 
 
 class Run:
@@ -167,7 +167,7 @@ class Run:
         return self.values[self.state.result]
 
 
-# --- going to the end ------------------------------------------------------------------------------------
+# --- going to the end --------------------------------------------------------------------
 
 
 def finish(run: Run, choose: Chooser, late: str = "message") -> None:
@@ -209,7 +209,7 @@ def move(run: Run, node: int, turns: Turns, choose: Chooser, late: str) -> None:
         assert run.say(e.Signalled(row.signal), row.signal)
 
 
-# --- everything that may be said ------------------------------------------------------------------------------
+# --- everything that may be said ---------------------------------------------------------
 
 
 def _any_step(run: Run, choose: Chooser, *phases: str) -> tuple[int, Turns, int]:
@@ -306,7 +306,8 @@ MOVES: dict[str, Callable[[Run, Chooser], None]] = {
 
 #: how often a random walk does each
 COMMON = (
-    *["succeed"] * 8, *["err"] * 3, *["fire"] * 2, *["signal"] * 2, *["settle"] * 3, *["retry"] * 2, "begin", "beat", "again",
+    *["succeed"] * 8, *["err"] * 3, *["fire"] * 2, *["signal"] * 2, *["settle"] * 3, *["retry"] * 2,
+    "begin", "beat", "again",
 )  # fmt: skip
 #: what stops a run; a walk uses few of these, or nothing else would happen
 STOPS = ("cancel", "pause", "hold", "cut_off", "start")

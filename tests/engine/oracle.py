@@ -1,7 +1,7 @@
 """What a workflow means, said in one page: the tree is executed directly, with values, in the order it is written.
 
-It knows no plan, frontier, address or fact. A run of the engine that meets no failure must call the same steps in the same
-turns and end with the same value.
+It knows no plan, frontier, address or fact. A run of the engine that meets no failure must call the same steps in the
+same turns and end with the same value.
 """
 
 from __future__ import annotations

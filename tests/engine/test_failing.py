@@ -29,7 +29,7 @@ def names(run: Run, kind: type[f.Fact]) -> list[str]:
     return [run.plan.path(fact.node, fact.turns) for fact in run.facts if isinstance(fact, kind)]  # type: ignore[union-attr,arg-type]
 
 
-# --- attempts ----------------------------------------------------------------------------------
+# --- attempts ----------------------------------------------------------------------------
 
 
 def test_a_step_is_tried_as_often_as_its_policy_says() -> None:
@@ -78,7 +78,8 @@ def test_an_outcome_of_an_older_attempt_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failed", "draw", "wait"), [(1, 0.0, 100), (2, 0.0, 300), (3, 0.0, 500), (99_999, 0.0, 500), (1, 0.5, 95), (3, 1.0, 450)]
+    ("failed", "draw", "wait"),
+    [(1, 0.0, 100), (2, 0.0, 300), (3, 0.0, 500), (99_999, 0.0, 500), (1, 0.5, 95), (3, 1.0, 450)],
 )
 def test_waits_grow_to_a_limit_and_jitter_shortens_them(failed: int, draw: float, wait: int) -> None:
     """The n-th wait is delay times factor to the n-1, at most max_delay, shortened by up to the jitter's share."""
@@ -90,13 +91,15 @@ def test_no_delay_means_no_wait() -> None:
     assert backoff_us(5_000, 0, 1000.0, 500, 0.1, 0.5) == 0
 
 
-# --- a parallel that cancels --------------------------------------------------------------------------
+# --- a parallel that cancels -------------------------------------------------------------
 
 
 def test_the_first_failure_stops_what_has_not_started() -> None:
     """Backoffs, timers, signals and unstarted steps close; the scope waits for those that may be running."""
     delayed = n.DelayNode("nap", 10)
-    run = started(together(step("a"), step("b"), branch("w", awaited("go")), branch("d", delayed), step("c", task=THRICE)))
+    run = started(
+        together(step("a"), step("b"), branch("w", awaited("go")), branch("d", delayed), step("c", task=THRICE))
+    )
     fail(run, "parallel/c", retryable=True)
     fail(run, "parallel/a")
     assert not run.state.ended
@@ -154,7 +157,7 @@ def test_two_failing_scopes_that_settle_at_once_fail_the_outer_one_once() -> Non
     assert run.result == "error of outer/inner1/a1"
 
 
-# --- a parallel that waits -----------------------------------------------------------------------------------
+# --- a parallel that waits ---------------------------------------------------------------
 
 
 def test_a_waiting_parallel_runs_all_that_does_not_read_what_failed() -> None:
@@ -197,12 +200,14 @@ def test_a_parallel_inside_a_waiting_one_fails_alone() -> None:
     assert run.state.ended == "failed"
 
 
-# --- pause and hold --------------------------------------------------------------------------------------------
+# --- pause and hold ----------------------------------------------------------------------
 
 
 def test_pause_lets_bodies_end_and_loses_no_timer_or_message() -> None:
     """What runs is recorded and followed; a timer fires after the resume; a message is taken at once."""
-    run = started(together(branch("a", step("a1"), step("a2")), branch("d", n.DelayNode("nap", 10)), branch("w", awaited("go"))))
+    run = started(
+        together(branch("a", step("a1"), step("a2")), branch("d", n.DelayNode("nap", 10)), branch("w", awaited("go")))
+    )
     run.say(e.PauseAsked("lunch", "ann"))
     assert (run.state.status(run.now), run.state.next_due_us()) == ("paused", None)
     nap = run.steps("parked")[0]
@@ -282,7 +287,7 @@ def test_a_step_that_had_not_begun_is_not_cut_off() -> None:
     assert not run.say(e.CutOff(1, (), 1))
 
 
-# --- cursors ---------------------------------------------------------------------------------------------------
+# --- cursors -----------------------------------------------------------------------------
 
 
 def test_a_cursor_outlives_the_attempt_and_not_the_step() -> None:
@@ -303,7 +308,7 @@ def test_only_tasks_keep_cursors() -> None:
     assert not run.say(e.Beat(1, (), 1), "cursor")
 
 
-# --- cancel -------------------------------------------------------------------------------------------------------
+# --- cancel ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -351,7 +356,7 @@ def test_a_message_of_a_cancelled_run_stays_kept_until_its_end() -> None:
     assert names(run, f.MessageTaken) == ["parallel/w/go"]
 
 
-# --- retry of an ended run ------------------------------------------------------------------------------------------
+# --- retry of an ended run ---------------------------------------------------------------
 
 
 def test_a_retry_opens_exactly_what_failed_or_was_closed() -> None:
@@ -374,7 +379,7 @@ def test_a_retry_opens_exactly_what_failed_or_was_closed() -> None:
 
 
 def test_a_retry_goes_on_behind_what_was_done_while_the_scope_failed() -> None:
-    """A step, a route's choice and a signal of the failing scope are not asked again, and what follows them opens once."""
+    """A step and a route's choice of the failing scope are not asked again, and what follows them opens once."""
     b = step("b")
     route = n.RouteNode("route", n.Const(1), "key", [("x", line(step("chosen")))])
     run = started(together(step("a"), branch("eu", b, step("next", b)), route, step("join", b)))

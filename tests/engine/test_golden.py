@@ -1,7 +1,7 @@
 """Stored forms that must never change: instances written today are read for ever.
 
-A failure here means that stored journals would be read differently. A new shape needs a new fact with a new number, or an
-image with a new tag, and its own line in the golden files; existing lines stay as they are.
+A failure here means that stored journals would be read differently. A new shape needs a new fact with a new number, or
+an image with a new tag, and its own line in the golden files; existing lines stay as they are.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ def test_every_kind_of_fact_has_golden_bytes() -> None:
 
 def test_what_is_no_fact_is_refused() -> None:
     """An unknown number, a wrong field and cut bytes are decoding errors, not guesses."""
-    for stored in (msgspec.msgpack.encode([[99, 1]]), msgspec.msgpack.encode([[2, "x"]]), f.encode([f.StepDone(1)])[:-1], b""):
+    for stored in (
+        msgspec.msgpack.encode([[99, 1]]),
+        msgspec.msgpack.encode([[2, "x"]]),
+        f.encode([f.StepDone(1)])[:-1],
+        b"",
+    ):
         with pytest.raises(msgspec.DecodeError):
             f.decode(stored)
 

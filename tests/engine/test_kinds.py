@@ -59,7 +59,7 @@ def kinds(run: Run) -> list[str]:
     return [type(fact).__name__ for fact in run.facts]
 
 
-# --- sequence, task, pack -------------------------------------------------------------------
+# --- sequence, task, pack ----------------------------------------------------------------
 
 
 def test_a_sequence_runs_one_after_the_other() -> None:
@@ -108,7 +108,7 @@ def test_values_are_kept_until_their_last_reader_is_done() -> None:
     assert kept == [["a"], ["a", "b"], ["b"], []]
 
 
-# --- parallel ------------------------------------------------------------------------------------
+# --- parallel ----------------------------------------------------------------------------
 
 
 def test_a_parallel_opens_what_needs_nothing_and_ends_with_the_last() -> None:
@@ -124,7 +124,9 @@ def test_a_parallel_opens_what_needs_nothing_and_ends_with_the_last() -> None:
 def test_inside_a_parallel_order_is_data_flow() -> None:
     """A child starts when the siblings it reads are done, also those it reads from inside a branch."""
     a, b, c = step("a"), step("b"), step("c")
-    run = started(together(a, branch("eu", b, step("x")), step("join", a, b), branch("us", step("c0", a), c), step("last", c)))
+    run = started(
+        together(a, branch("eu", b, step("x")), step("join", a, b), branch("us", step("c0", a), c), step("last", c))
+    )
     assert open_paths(run) == ["parallel/a", "parallel/eu/b"]
     succeed(run, "parallel/a", "parallel/eu/b")
     assert open_paths(run) == ["parallel/us/c0", "parallel/eu/x"]
@@ -140,7 +142,7 @@ def test_values_of_a_parallel_are_seen_behind_it() -> None:
     assert sorted(run.plan.path(*key) for key in run.state.values) == ["parallel/a", "parallel/eu/b"]
 
 
-# --- route -----------------------------------------------------------------------------------------
+# --- route -------------------------------------------------------------------------------
 
 
 def _route(default: bool = True) -> n.RouteNode:
@@ -175,7 +177,7 @@ def test_a_case_that_does_not_exist_is_not_taken() -> None:
         assert not run.say(e.Succeeded(1, (), 1, tag))
 
 
-# --- loop ------------------------------------------------------------------------------------------------
+# --- loop --------------------------------------------------------------------------------
 
 
 def _loop(most: int = 3, on_max: n.OnMax = "fail") -> n.LoopNode:
@@ -235,7 +237,7 @@ def test_turns_of_nested_loops_have_their_own_paths() -> None:
     assert run.state.turning == {run.plan.find("outer"): 2, run.plan.find("outer[2]/inner"): 1}
 
 
-# --- delay and signal ------------------------------------------------------------------------------------------
+# --- delay and signal --------------------------------------------------------------------
 
 
 def test_a_delay_is_over_at_the_moment_recorded_at_its_entry() -> None:
@@ -276,7 +278,10 @@ def test_the_oldest_message_goes_to_the_oldest_wait() -> None:
     for message in ("first", "other", "second"):
         run.say(e.Signalled("other" if message == "other" else "go"), message)
     taken = [fact for fact in run.facts if isinstance(fact, f.MessageTaken)]
-    assert [(run.plan.nodes[t.node].name, run.values[t.address]) for t in taken] == [("wait0", "first"), ("wait1", "second")]
+    assert [(run.plan.nodes[t.node].name, run.values[t.address]) for t in taken] == [
+        ("wait0", "first"),
+        ("wait1", "second"),
+    ]
     run = started(step("a"), awaited("go"), awaited("go", name="go2"), output=None)
     for message in ("first", "second"):
         run.say(e.Signalled("go"), message)
@@ -323,7 +328,7 @@ def test_a_message_leaves_no_timer_behind() -> None:
     assert not run.say(e.Fired(1, ()))
 
 
-# --- child ------------------------------------------------------------------------------------------------------------
+# --- child -------------------------------------------------------------------------------
 
 
 def test_a_child_is_a_line_of_the_same_run() -> None:
@@ -341,11 +346,11 @@ def test_a_child_is_a_line_of_the_same_run() -> None:
     assert run.result == "value of kid#2/inner"
 
 
-# --- paths --------------------------------------------------------------------------------------------------------------
+# --- paths -------------------------------------------------------------------------------
 
 
 def test_every_open_step_is_found_by_its_path() -> None:
-    """``find`` is the inverse of ``path`` for whatever opens in nested loops, cases, branches, children and timeouts."""
+    """``find`` is the inverse of ``path`` for whatever opens in loops, cases, branches, children and timeouts."""
     from .graphs import grow
 
     seen: set[tuple[int, int]] = set()
@@ -360,7 +365,7 @@ def test_every_open_step_is_found_by_its_path() -> None:
     assert max(length for _, length in seen) >= 4
 
 
-# --- the beginning ---------------------------------------------------------------------------------------------------------
+# --- the beginning -----------------------------------------------------------------------
 
 
 def test_a_run_starts_once() -> None:
@@ -382,3 +387,37 @@ def test_a_run_cancelled_before_its_start_may_be_retried_and_started() -> None:
     run.say(e.Start())
     succeed(run, "a")
     assert run.state.ended == "completed"
+
+
+# --- what an observer sees ----------------------------------------------------------------
+
+
+def test_the_status_is_what_could_move_next() -> None:
+    """And the moment a hand is wanted next goes with it: 0 for at once, None for only by a message or a person."""
+    run = Run.of(flow(step("a"), n.DelayNode("nap", 50), awaited("go"), awaited("late", 70, n.Body())))
+
+    def seen() -> tuple[str, int | None]:
+        return run.state.status(run.now), run.state.next_due_us()
+
+    assert seen() == ("pending", None)
+    run.say(e.Start())
+    assert seen() == ("running", 0)
+    fail_later = e.Errored(1, (), 1, True, 30)
+    run.say(fail_later)
+    assert seen() == ("waiting", run.now + 30)
+    run.now += 30
+    assert seen()[0] == "running"
+    succeed(run, "a")
+    assert seen() == ("waiting", run.now + 50)
+    run.say(e.PauseAsked())
+    assert seen() == ("paused", None)
+    run.say(e.ResumeAsked())
+    run.fire(*run.steps("parked")[0])
+    assert seen() == ("waiting", None)
+    run.say(e.Signalled("go"))
+    assert seen() == ("waiting", run.now + 70)
+    run.say(e.HoldAsked("why", "because"))
+    assert seen() == ("held", None)
+    run.say(e.RetryAsked())
+    run.say(e.Signalled("late"))
+    assert seen() == ("completed", None)

@@ -142,7 +142,7 @@ def test_laws_hold_on_random_walks(block: int) -> None:
 
 
 def ends_well_after_a_retry(run: Run, choose: Seeded) -> None:
-    """A run that failed or was cancelled completes when it is retried and nothing fails, unless a loop's value refuses."""
+    """A run that did not complete does so when it is retried and nothing fails, unless a loop's value is refused."""
     if run.state.ended == "completed":
         return
     assert run.say(e.RetryAsked())
@@ -151,7 +151,7 @@ def ends_well_after_a_retry(run: Run, choose: Seeded) -> None:
     assert run.state.ended == "completed" or reason in ("loop_limit", "loop_value")
 
 
-# --- against the oracle ---------------------------------------------------------------------------
+# --- against the oracle ------------------------------------------------------------------
 
 
 def runs_as_it_reads(workflow: Workflow[Any, Any], seed: int, late: str) -> Run:
@@ -170,7 +170,9 @@ def task_calls(run: Run) -> Counter[tuple[str, Turns]]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
-@given(workflow=workflows(size=14, failing=False), seed=st.integers(0, 99), late=st.sampled_from(["message", "timeout"]))
+@given(
+    workflow=workflows(size=14, failing=False), seed=st.integers(0, 99), late=st.sampled_from(["message", "timeout"])
+)
 def test_a_run_without_failures_does_what_the_tree_says(workflow: Workflow[Any, Any], seed: int, late: str) -> None:
     """Whatever order branches end in, the same steps run in the same turns and the output is the oracle's."""
     runs_as_it_reads(workflow, seed, late)
@@ -209,7 +211,7 @@ def disturb(run: Run, choose: Seeded) -> None:
         MOVES[name](run, choose)
 
 
-# --- the laws can be broken ----------------------------------------------------------------------------
+# --- the laws can be broken --------------------------------------------------------------
 
 
 def _busy_run() -> Run:

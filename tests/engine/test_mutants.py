@@ -20,8 +20,8 @@ from stepwell.engine.laws import LawBroken
 from stepwell.flow import plan as plan_room
 from stepwell.flow.plan import Plan, Turns
 
-from .graphs import Seeded, grow
 from . import test_failing
+from .graphs import Seeded, grow
 from .hands import Run, finish, walk
 from .test_laws import ends_well_after_a_retry, runs_as_it_reads
 
@@ -45,7 +45,7 @@ def search() -> None:
     test_failing.test_two_failing_scopes_that_settle_at_once_fail_the_outer_one_once()
 
 
-# --- one wrong variant each ------------------------------------------------------------------
+# --- one wrong variant each --------------------------------------------------------------
 
 
 def _deciding(patch: Patch, kind: type, wrong: Callable[..., Sequence[f.Fact]]) -> None:
@@ -277,6 +277,32 @@ def later_turns_are_entered_with_nothing(patch: Patch) -> None:
     patch.setattr(engine._Turn, "_turn_loop", wrong)
 
 
+def short_cut_forgets_nothing(patch: Patch) -> None:
+    """The fused way of the short cut differs from apply."""
+    right = engine.apply_straight_on
+
+    def wrong(plan: Plan, state: Frontier, done: tuple[int, Turns], opened: tuple[int, Turns]) -> None:
+        values = dict(state.values)
+        right(plan, state, done, opened)
+        state.values = {**values, **state.values}
+
+    patch.setattr(engine, "apply_straight_on", wrong)
+
+
+def cursors_never_dropped(patch: Patch) -> None:
+    class Kept(dict[Any, int]):
+        def pop(self, *given: Any) -> Any:
+            return None
+
+    right = frontier._cursor_kept
+
+    def wrong(plan: Plan, state: Frontier, fact: f.CursorKept) -> None:
+        state.cursors = Kept(state.cursors)
+        right(plan, state, fact)
+
+    _applying(patch, f.CursorKept, wrong)
+
+
 def retry_runs_done_steps_again(patch: Patch) -> None:
     """A result that came while the scope failed is asked for again."""
 
@@ -292,7 +318,7 @@ MUTANTS = [
     readers_not_skipped, newest_message_first, loop_one_turn_too_many, loop_one_turn_too_few, one_attempt_too_many,
     unsettled_ignored, settled_twice, nothing_closes, stalled_forgotten, stalled_in_parallels_forgotten,
     inner_failure_counts_again, cancel_does_not_end, images_forget_tags, state_changed_outside_apply,
-    later_turns_are_entered_with_nothing, retry_runs_done_steps_again,
+    later_turns_are_entered_with_nothing, short_cut_forgets_nothing, cursors_never_dropped, retry_runs_done_steps_again,
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ engine = importlib.import_module("stepwell.engine.advance")
 LONG = 5_000
 
 
-# --- the short cut --------------------------------------------------------------------------
+# --- the short cut -----------------------------------------------------------------------
 
 
 def _stored_facts(seed: int) -> list[bytes]:
@@ -49,7 +49,7 @@ def test_the_short_cut_decides_what_the_general_way_does(monkeypatch: pytest.Mon
     assert [_stored_facts(seed) for seed in range(40)] == fast
 
 
-# --- cost --------------------------------------------------------------------------------------------
+# --- cost --------------------------------------------------------------------------------
 
 
 class Cost:
@@ -94,7 +94,9 @@ def test_a_long_loop_costs_the_same_at_every_turn() -> None:
     made = flow(repeated("l", body, most=LONG))
     cost = Cost(made.plan)
     pack, a, b = (made.plan.find(path) for path in ("l-first", "l[1]/a", "l[1]/b"))
-    assert pack and a and b
+    assert pack is not None
+    assert a is not None
+    assert b is not None
     cost.say(e.Succeeded(*pack, 1))
     for turn in range(1, LONG + 1):
         cost.say(e.Succeeded(a[0], (turn,), 1))
@@ -104,7 +106,7 @@ def test_a_long_loop_costs_the_same_at_every_turn() -> None:
     assert cost.most_bytes < 100
 
 
-# --- depth ----------------------------------------------------------------------------------------------------
+# --- depth -------------------------------------------------------------------------------
 
 
 @pytest.fixture

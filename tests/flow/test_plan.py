@@ -7,8 +7,7 @@ import pytest
 
 from stepwell.flow import nodes as n
 from stepwell.flow.plan import NONE, Plan, PlanData, PlanNode, Ref, reads
-
-from ..engine.graphs import Seeded, awaited, branch, deciding, flow, grow, line, repeated, step, together, workflow
+from tests.engine.graphs import Seeded, awaited, branch, deciding, flow, grow, line, repeated, step, together, workflow
 
 
 def plan_of(*nodes: n.Node, output: n.Node | n.Source | None = None) -> Plan:
@@ -26,7 +25,7 @@ def drops(plan: Plan) -> dict[str, list[str]]:
     return {plan.path(at): [plan.path(node) for node in dead] for at, dead in enumerate(plan.drops) if dead}
 
 
-# --- who follows, waits, and reads --------------------------------------------------------------
+# --- who follows, waits, and reads -------------------------------------------------------
 
 
 def test_children_of_a_sequence_follow_each_other_and_those_of_a_parallel_do_not() -> None:
@@ -56,14 +55,18 @@ def test_a_value_is_used_if_anything_reads_it() -> None:
     assert {plan.path(i) for i, used in enumerate(plan.used) if used} == {"a", "b", "c", "d", "l", "l/y"}
 
 
-# --- liveness --------------------------------------------------------------------------------------
+# --- liveness ----------------------------------------------------------------------------
 
 
 def test_a_value_dies_with_its_last_reader_in_the_sequence() -> None:
     """However deep that reader stands: the child of the sequence around it drops the value."""
     a, b = step("a"), step("b")
-    deep = n.RouteNode("r", n.Const(1), "key", [("x", line(step("reader", b))), ("y", n.Body())])
-    assert drops(plan_of(a, b, step("c", a), deep, step("d"), output=n.Const(0))) == {"c": ["a"], "r": ["b"], "": ["result"]}
+    deep = n.RouteNode("r", n.Const(1), "key", [("x", n.Body([step("reader", b)])), ("y", n.Body())])
+    assert drops(plan_of(a, b, step("c", a), deep, step("d"), output=n.Const(0))) == {
+        "c": ["a"],
+        "r": ["b"],
+        "": ["result"],
+    }
 
 
 def test_a_value_shared_between_children_of_a_parallel_dies_with_the_parallel() -> None:
@@ -86,12 +89,12 @@ def test_a_value_of_a_turn_dies_with_the_turn_and_one_around_the_loop_with_the_l
     plan = plan_of(a, repeated("l", line(step("x", a), deciding("y"))), output=n.Const(0))
     turn = plan.nodes[node_at(plan, "l")].children[0]
     assert [plan.path(node) for node in plan.drops[turn]] == ["l/y"]
-    assert "a" in drops(plan)["l"]
+    assert [plan.path(node) for node in plan.drops[plan.parent[turn]]] == ["a", "l-first"]
 
 
 @pytest.mark.parametrize("seed", range(0, 100, 25))
 def test_every_read_value_is_dropped_exactly_once(seed: int) -> None:
-    """In random plans: by a node that stands at its producer's depth or around it, and is not before any reader's line."""
+    """In random plans, and by a node with as many loops around it."""
     for one in range(seed, seed + 25):
         plan = grow(Seeded(one), size=30).plan
         dropped = [node for dead in plan.drops for node in dead]
@@ -108,7 +111,7 @@ def test_reads_are_arguments_outputs_and_first_values() -> None:
     assert [list(reads(plan.nodes[i])) for i in (3, 0)] == [[1, 2], [2]]
 
 
-# --- paths -------------------------------------------------------------------------------------------------
+# --- paths -------------------------------------------------------------------------------
 
 
 def _nested() -> Plan:
@@ -131,13 +134,14 @@ def test_a_path_names_every_node_and_turn_on_the_way() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "b", "a/x", "outer[2]/inner/x", "outer/inner[2]/x", "a[1]", "outer[0]", "outer[01]", "outer[-1]", "outer[1", "outer[1x",
-        "outer[1]x", "outer[٣]", f"outer[{'9' * 5000}]", "/a", "a/", "//", "input", "outer[1]/turn/z", "outer[1]/input", "parallel/",
+        "b", "a/x", "outer[2]/inner/x", "outer/inner[2]/x", "a[1]", "outer[0]", "outer[01]", "outer[-1]", "outer[1",
+        "outer[1x", "outer[1]x", "outer[٣]", f"outer[{'9' * 5000}]", "/a", "a/", "//", "input",
+        "outer[1]/turn/z", "outer[1]/input", "parallel/",
     ],
 )  # fmt: skip
 def test_what_is_no_path_is_not_found(path: str) -> None:
     """Unknown names, missing or wrong turns, and texts that only look like paths."""
-    assert _nested().find(path) is None or path == "outer/inner[2]/x" and _nested().find(path) is None
+    assert _nested().find(path) is None
 
 
 @pytest.mark.parametrize("seed", range(0, 60, 20))
@@ -151,7 +155,7 @@ def test_find_is_the_inverse_of_path(seed: int) -> None:
                 assert plan.find(plan.path(node, turns)) == (node, turns)
 
 
-# --- stored form ----------------------------------------------------------------------------------------------
+# --- stored form -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -176,12 +180,16 @@ def test_other_bytes_are_refused() -> None:
 def test_the_stored_form_does_not_change() -> None:
     """Plans of running instances are read for ever: new fields need defaults, old ones keep name and meaning."""
     rows = (
-        PlanNode("root", "w", -1, children=(1,), output=1),
-        PlanNode("task", "a", 0, args=(Ref(0),), kwargs=(("k", Ref(0)),), task="a", interface="i", timeout_us=5, tags=("eu",)),
+        PlanNode("root", "w", -1, children=(1, 2), output=2),
+        PlanNode("delay", "d", 0, duration_us=7),
+        PlanNode(
+            "task", "a", 0, args=(Ref(1),), kwargs=(("k", Ref(1)),), task="a", interface="i", timeout_us=5, tags=("eu",)
+        ),
     )
     stored = (
-        b'{"version":1,"name":"w","nodes":[{"kind":"root","name":"w","parent":-1,"children":[1],"output":1},'
-        b'{"kind":"task","name":"a","parent":0,"args":[["ref",0]],"kwargs":[["k",["ref",0]]],"interface":"i","task":"a",'
+        b'{"version":1,"name":"w","nodes":[{"kind":"root","name":"w","parent":-1,"children":[1,2],"output":2},'
+        b'{"kind":"delay","name":"d","parent":0,"duration_us":7},'
+        b'{"kind":"task","name":"a","parent":0,"args":[["ref",1]],"kwargs":[["k",["ref",1]]],"interface":"i","task":"a",'
         b'"timeout_us":5,"tags":["eu"]}],"fingerprint":"f"}'
     )
     assert Plan(PlanData(1, "w", rows, "f")).to_bytes() == stored

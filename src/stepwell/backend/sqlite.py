@@ -189,7 +189,9 @@ class SqliteBackend:
                 self._check_definitions(db, creation)
             pending = _Pending()
             holder = (session.id, name) if session is not None else (0, "")
-            answers = [self._create(db, creation, holder, pending) for creation in creations]
+            answers: list[Created | Header | Literal["conflict"]] = [
+                self._create(db, creation, holder, pending) for creation in creations
+            ]
             pending.write(db)
             return answers
 

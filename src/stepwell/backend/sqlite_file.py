@@ -128,7 +128,11 @@ class Database:
         connection = self.connection
         if connection.readonly("main"):
             raise BackendReadOnly(f"{self.path} cannot be written by this user; change its owner or mode")
-        version = self._schema_version(connection)
+        connection.execute("BEGIN")  # one view of all that is read: somebody may be creating the schema right now
+        try:
+            version = self._schema_version(connection)
+        finally:
+            _roll_back(connection)
         self._set_pragmas(connection)
         if version < len(MIGRATIONS):
             self._migrate(connection, codec_id)
@@ -202,6 +206,7 @@ class Database:
 
     def begin(self, statement: str) -> Connection:
         """Take the connection for this thread and begin a transaction on it."""
+        self.check()  # before the lock, which a forked child may have inherited locked
         if not self._lock.acquire(timeout=self._busy_s + THREAD_GRACE_S):
             raise BackendUnavailable(
                 f"{self.path}: another thread of this process has kept the connection for too long"
@@ -239,8 +244,10 @@ class Database:
             return int(version) << 40 | connection.total_changes()
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # the connection is the parent's
         with self._lock:
-            if not self._closed and os.getpid() == self._pid:
+            if not self._closed:
                 self.connection.close()
             self._closed = True
 
@@ -256,6 +263,8 @@ class Database:
 
     def fail(self, error: apsw.Error, when: str = "") -> NoReturn:
         """Raise what an error of SQLite means for the user."""
+        if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:  # how a full disk shows while opening
+            error = apsw.FullError(str(error))
         for kind, meaning, text in _MEANINGS:
             if isinstance(error, kind):
                 raise meaning(f"{self.path}: {text.format(busy_s=self._busy_s)}{when} ({error})") from error

@@ -54,7 +54,7 @@ def command(folder: Path | None, kills: int, modules: int, keep: bool, plain: bo
         _say_how_to_go_on(files, scene)
         sys.exit(130)
     if as_json:
-        _print_json(_as_json(judgement, files, scene))
+        _print_json(_as_json(judgement, scene) | {"files": _paths(files) if keep else {}})
     else:
         _print_summary(judgement, files, scene, keep=keep)
     if not keep:
@@ -133,7 +133,7 @@ def _print_summary(judgement: Judgement, files: Files, scene: Scene, *, keep: bo
         console.print(Text(line))
 
 
-def _as_json(judgement: Judgement, files: Files, scene: Scene) -> dict[str, object]:
+def _as_json(judgement: Judgement, scene: Scene) -> dict[str, object]:
     return {
         "ok": judgement.holds,
         "complete": judgement.complete,
@@ -149,7 +149,6 @@ def _as_json(judgement: Judgement, files: Files, scene: Scene) -> dict[str, obje
         "pids": scene.pids,
         "modules": scene.modules,
         "seconds": round(scene.elapsed_s, 3),
-        "files": _paths(files),
     }
 
 

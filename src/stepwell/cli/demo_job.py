@@ -90,7 +90,7 @@ def list_modules(job: Job, *, ledger: Ledger = inject()) -> list[Module]:
 def map_imports(modules: list[Module], *, ledger: Ledger = inject()) -> dict[str, int]:
     with ledger.step() as note:
         imported = Counter(name for module in modules for name in demo_source.imports_of(module))
-        note(f"{imported.total()} imports, most of {imported.most_common(1)[0][0]}")
+        note(f"{imported.total():,} imports, most of {imported.most_common(1)[0][0]}")
         return dict(imported.most_common(10))
 
 
@@ -98,7 +98,7 @@ def map_imports(modules: list[Module], *, ledger: Ledger = inject()) -> dict[str
 def count_lines(modules: list[Module], *, ledger: Ledger = inject()) -> Size:
     with ledger.step() as note:
         size = sum(map(demo_source.size_of, modules), Size())
-        note(f"{size.lines} lines, {size.prose:.0%} of them prose")
+        note(f"{size.lines:,} lines, {size.prose:.0%} of them prose")
         return size
 
 
@@ -117,7 +117,7 @@ def read_batch(so_far: Totals, modules: list[Module], *, ledger: Ledger = inject
         found = [f for module in modules[so_far.cursor : end] for f in demo_source.functions_in(module)]
         longest = sorted([*so_far.longest, *found], key=lambda f: (-f.lines, f.module, f.line))[:10]
         totals = Totals(end, so_far.functions + len(found), tuple(longest))
-        note(f"{totals.functions} functions so far")
+        note(f"{totals.functions:,} functions so far")
     if end < len(modules):
         return Again(totals)
     overlong = bool(longest) and longest[0].lines > OVERLONG
@@ -137,7 +137,7 @@ def dissect(finding: Finding, modules: list[Module], *, ledger: Ledger = inject(
 def commend(finding: Finding, *, ledger: Ledger = inject()) -> str:
     with ledger.step() as note:
         note("no function is overlong")
-        return f"None of the {finding.totals.functions} functions is longer than {OVERLONG} lines."
+        return f"None of the {finding.totals.functions:,} functions is longer than {OVERLONG} lines."
 
 
 @task

@@ -156,7 +156,7 @@ def _steps(scene: Scene, signs: Signs, *, notes: bool) -> Table:
     for life, pid in enumerate(scene.pids, 1):
         table.add_column(_process(scene, life, pid), min_width=LIFE_WIDTH - 2, no_wrap=True)
     if notes:
-        table.add_column("found", no_wrap=True, overflow="ellipsis")
+        table.add_column("found", no_wrap=True, overflow="ellipsis" if signs is FANCY else "crop")
     for row in ROWS:
         cells = [_cell(row, life, scene, story, signs) for life in range(1, len(scene.pids) + 1)]
         title = row.title if signs is FANCY else row.title.translate(_PLAIN_TREE)
@@ -170,11 +170,15 @@ _PLAIN_TREE: Final = str.maketrans("┬├└", "|||")
 def _process(scene: Scene, life: int, pid: int) -> Text:
     from rich.text import Text
 
-    if life < len(scene.pids):
-        return Text.assemble(f"process {pid}\n", ("killed", "red"))
-    if scene.over and scene.story.ended is None:
-        return Text.assemble(f"process {pid}\n", ("killed", "red"))
-    return Text.assemble(f"process {pid}\n", ("complete", "green") if scene.over else ("works", "cyan"))
+    return Text.assemble(f"process {pid}\n", _fate(scene, life))
+
+
+def _fate(scene: Scene, life: int) -> tuple[str, str]:
+    if life < len(scene.pids) or scene.news[-1].kind == "kill":
+        return "killed", "red"
+    if not scene.over:
+        return "works", "cyan"
+    return ("failed", "red") if scene.story.ended is None else ("complete", "green")
 
 
 def _note(row: Row, story: Story) -> str:

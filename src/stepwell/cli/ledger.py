@@ -159,7 +159,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """The lines as executions. ``ended`` is the line of the job's completion, or ``None``."""
+    """The lines as executions. ``ended`` is the line that first says the job is complete, or ``None``."""
 
     executions: Sequence[Execution]
     lives: int
@@ -175,7 +175,7 @@ def told(lines: Sequence[Line]) -> Story:
         if line.event == "begin":
             lives += 1
         elif line.event == "end":
-            ended = number
+            ended = number if ended is None else ended
         elif line.event == "start":
             execution = Execution(line.path, line.key, lives, number, line.at_us)
             executions.append(execution)

@@ -104,16 +104,19 @@ class EnvelopeCodec:
         return f"{type(self).__name__}({self.limits!r})"
 
     def encode(self, value: object) -> bytes:
-        size = self._size_few(value, 1)  # Writer.is_plain, written out: most calls end within these lines
-        if size >= 0 or (size == MANY and self._is_plain_in_all(value)):
-            try:
-                payload = self._dumps(value)
-            except _REFUSALS:
-                pass  # an int over 64 bits or a lone surrogate; a walk finds and tags it
-            else:
-                if len(payload) <= self._room:
-                    return self._seal_plain(payload)
-        return self._seal(self._tagged(value))
+        try:
+            size = self._size_few(value, 1)  # Writer.is_plain, written out: most calls end within these lines
+            if size >= 0 or (size == MANY and self._writer.is_plain_in_all(value)):
+                try:
+                    payload = self._dumps(value)
+                except _REFUSALS:
+                    pass  # an int over 64 bits or a lone surrogate; a walk finds and tags it
+                else:
+                    if len(payload) <= self._room:
+                        return self._seal_plain(payload)
+            return self._seal(self._tagged(value))
+        except Exception as error:  # noqa: BLE001 - see _encode_error
+            raise _encode_error(error, value) from (None if isinstance(error, Misfit) else error)
 
     def decoder(self, declared: object) -> Callable[[bytes], object]:
         try:
@@ -133,19 +136,10 @@ class EnvelopeCodec:
         """See :func:`digest`."""
         return blake2b(_canonical_payload(self._canonical, value), digest_size=DIGEST_BYTES).digest()
 
-    def _is_plain_in_all(self, value: object) -> bool:
-        try:
-            return self._writer.is_plain_in_all(value)
-        except Misfit as misfit:
-            raise _encode_error(misfit) from None
-
     def _tagged(self, value: object) -> bytes:
-        try:
-            payload = self._payload_if_flat(value) or _payload(self._writer, value)
-            if len(payload) > self._room:
-                raise too_large(self.limits)
-        except Misfit as misfit:
-            raise _encode_error(misfit) from None
+        payload = self._payload_if_flat(value) or _payload(self._writer, value)
+        if len(payload) > self._room:
+            raise too_large(self.limits)
         return payload
 
     def _payload_if_flat(self, value: object) -> bytes | None:
@@ -166,11 +160,9 @@ class EnvelopeCodec:
             raise DecodeError(misfit.reason) from None
 
         def decode(data: bytes) -> object:
-            node = tree(data)
-            if type(node) in (plain if data[FLAGS_AT] & PLAIN else natives):
-                return node
             try:
-                return read(node)
+                node = tree(data)
+                return node if type(node) in (plain if data[FLAGS_AT] & PLAIN else natives) else read(node)
             except Misfit as misfit:
                 raise _decode_error(misfit) from None
             except RecursionError:
@@ -212,8 +204,8 @@ def _canonical_payload(writer: Writer, value: object) -> bytes:
     try:
         payload = _dumps_or_none(writer.dumps, value) if writer.is_plain(value) else None
         return payload or _payload(writer, value)
-    except Misfit as misfit:
-        raise _encode_error(misfit) from None
+    except Exception as error:  # noqa: BLE001 - see _encode_error
+        raise _encode_error(error, value) from (None if isinstance(error, Misfit) else error)
 
 
 def _dumps_or_none(dumps: Dumps, value: object) -> bytes | None:
@@ -226,17 +218,9 @@ def _dumps_or_none(dumps: Dumps, value: object) -> bytes | None:
 def _payload(writer: Writer, value: object) -> bytes:
     """The payload of a value that needs tags."""
     try:
-        try:
-            return writer.dumps(writer.tree(value, strict=False))
-        except _REFUSALS:
-            return writer.dumps(writer.tree(value, strict=True))
-    except RecursionError:
-        raise Misfit("the value nests too deeply for the stack that is left; does it contain itself?") from None
-    except (Misfit, EncodeError):
-        raise
-    except Exception as error:
-        name = type(value).__qualname__
-        raise EncodeError(f"the {name} cannot be stored: reading it raised {type(error).__name__}") from error
+        return writer.dumps(writer.tree(value, strict=False))
+    except _REFUSALS:
+        return writer.dumps(writer.tree(value, strict=True))
 
 
 def _tree_opener(form: Format, limits: Limits) -> Callable[[bytes], object]:
@@ -280,9 +264,14 @@ def _check_tree(node: Node, limits: Limits, depth: int) -> None:
                 _check_tree(item, limits, depth + 1)
 
 
-def _encode_error(misfit: Misfit) -> EncodeError:
-    kind = ValueTooLarge if isinstance(misfit, TooLarge) else EncodeError
-    return kind(misfit.reason, misfit.path)
+def _encode_error(error: Exception, value: object) -> EncodeError:
+    """What to raise for what came up while a value was written; properties and the like are the user's code."""
+    if isinstance(error, Misfit):
+        return (ValueTooLarge if isinstance(error, TooLarge) else EncodeError)(error.reason, error.path)
+    if isinstance(error, RecursionError):
+        return EncodeError("the value nests too deeply for the stack that is left; does it contain itself?")
+    name = type(value).__qualname__
+    return EncodeError(f"the {name} cannot be stored: reading it raised {type(error).__name__}")
 
 
 def _decode_error(misfit: Misfit) -> DecodeError:

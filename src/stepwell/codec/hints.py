@@ -67,6 +67,11 @@ def class_of(declared: object) -> type | None:
     return declared if isinstance(declared, type) else None
 
 
+def is_empty_tuple(declared: object) -> bool:
+    """True for ``tuple[()]``, which has no arguments to tell it from ``tuple``."""
+    return declared == tuple[()] or declared == typing.Tuple[()]  # noqa: UP006 - the two are not equal
+
+
 def substitute(declared: object, given: Mapping[object, object]) -> object:
     """``declared`` with its type variables replaced."""
     if isinstance(declared, TypeVar):
@@ -150,7 +155,7 @@ def _generic_name(declared: object, inside: tuple[object, ...]) -> str:
     base = str(getattr(origin or declared, "__qualname__", origin or declared))
     arguments = typing.get_args(declared)
     if not arguments:
-        return "tuple[()]" if declared == tuple[()] else base
+        return "tuple[()]" if is_empty_tuple(declared) else base
     return f"{base}[{', '.join(_argument_name(argument, inside) for argument in arguments)}]"
 
 

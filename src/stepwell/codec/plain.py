@@ -1,8 +1,9 @@
 """Finding out, at the speed of C loops, whether a value is its own tree.
 
 Most stored values are plain: None, bool, int, str and finite floats, in lists and in dicts with str keys, all
-of the exact type. (For a binary format also bytes, and for some formats every float.) They go to the payload format as they are.
-Ints over 64 bits and lone surrogates are not looked for: the formats refuse them, and a walk follows.
+of the exact type. (For a binary format also bytes, and for some formats every float.) They go to the payload
+format as they are. Ints over 64 bits and lone surrogates are not looked for: the formats refuse them, and a
+walk follows.
 
 One value met at many places is written at each of them, so what is small in memory may have a huge text. So
 the size is estimated on the way and bounded by ``value_bytes`` before anything is written. A value of few
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from types import NoneType
-from typing import Final
+from typing import Final, TypeAlias
 
 from stepwell.types import Limits
 
@@ -24,8 +25,13 @@ NOT_PLAIN: Final = -1
 MANY: Final = -2
 TOO_LARGE: Final = -3
 
-_STR: Final = frozenset({str})
-_FLOAT: Final = frozenset({float})
+_Types: TypeAlias = frozenset[type]
+_NONE: Final[_Types] = frozenset()
+_STR: Final[_Types] = frozenset({str})
+_BYTES: Final[_Types] = frozenset({bytes})
+_FLOAT: Final[_Types] = frozenset({float})
+_NUMBERS: Final[_Types] = frozenset({NoneType, bool, int})
+_SCALARS: Final[_Types] = _NUMBERS | _STR
 
 
 def sizer(limits: Limits, *, binary: bool, nonfinite: bool, exact: bool) -> Callable[[object, int], int]:  # noqa: C901 - see size_of
@@ -35,7 +41,7 @@ def sizer(limits: Limits, *, binary: bool, nonfinite: bool, exact: bool) -> Call
     ``exact`` it stops at FEW entries with MANY, with it at ``value_bytes`` with TOO_LARGE. What is over another
     limit is not plain, and the walk names the place.
     """
-    scalars = frozenset({NoneType, bool, int, str} | ({bytes} if binary else set()) | ({float} if nonfinite else set()))
+    scalars = _SCALARS | (_BYTES if binary else _NONE) | (_FLOAT if nonfinite else _NONE)
     easy = scalars - {str, bytes} if exact else scalars
     most = limits.value_bytes if exact else FEW
     over = TOO_LARGE if exact else MANY
@@ -86,7 +92,7 @@ def sizer(limits: Limits, *, binary: bool, nonfinite: bool, exact: bool) -> Call
 
 def flat_sizer(*, binary: bool, nonfinite: bool) -> Callable[[Collection[object]], int]:
     """A function that gives the characters in ``values`` if all are plain scalars, else NOT_PLAIN."""
-    easy = frozenset({NoneType, bool, int} | ({float} if nonfinite else set()))
+    easy = _NUMBERS | (_FLOAT if nonfinite else _NONE)
 
     def size_of(values: Collection[object]) -> int:
         size = 0

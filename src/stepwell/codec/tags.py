@@ -132,7 +132,7 @@ def key_part(key: object) -> str:
         return f"[{key}]"
     if type(key) is str and len(key) <= 40 and key.isprintable():
         return f"[{key!r}]"
-    return f"[a {type(key).__name__} key]"
+    return f"[key of type {type(key).__name__}]"
 
 
 def field_part(name: str) -> str:

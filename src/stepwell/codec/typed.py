@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from stepwell.types import Limits
 
 from . import tags
-from .hints import ABSTRACT, class_of, members, owner, strip, substitute, type_name, variables
+from .hints import ABSTRACT, class_of, is_empty_tuple, members, owner, strip, substitute, type_name, variables
 from .records import Shape, hints_of, make_member
 from .tags import LEAVES, TYPE, Misfit, Node, field_part, key_part, kind_of, type_of
 from .values import CONTAINERS, hashed, pairs_value, split, value_of
@@ -124,6 +124,7 @@ class Readers:
         if isinstance(plain, str | typing.ForwardRef):
             raise Misfit(f"the declared type holds the unresolved name {type_name(plain)!r}; declare the class itself")
         if (union := members(plain)) is not None:
+            _refuse_namesakes(union)
             return self._union(plain, [self.of(member) for member in union])
         if typing.get_origin(plain) is typing.Literal:
             return self._literal(plain)
@@ -220,7 +221,7 @@ class Readers:
         return _reader(read, plain=frozenset({list}) if list in kinds and entries is self.any else _NONE)
 
     def _tuple(self, declared: object, arguments: tuple[object, ...]) -> Reader:
-        if not arguments and declared != tuple[()]:
+        if not arguments and not is_empty_tuple(declared):
             return self._items(declared, (tuple,), ())
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return self._items(declared, (tuple,), arguments[:1])
@@ -389,6 +390,14 @@ def _member_reader(cls: type[Enum]) -> Reader:
         return make_member(cls, node)
 
     return _reader(read)
+
+
+def _refuse_namesakes(union: tuple[object, ...]) -> None:
+    """Stored objects carry their class's name alone, so a union cannot tell two classes of one name apart."""
+    classes = {cls for member in union if (cls := class_of(member)) is not None}
+    names = [cls.__qualname__ for cls in classes]
+    if doubled := sorted(name for name in names if names.count(name) > 1):
+        raise Misfit(f"the union has two classes named {doubled[0]}; rename one, as only the name is stored")
 
 
 def _is_required(cls: Any, name: str, hint: object) -> bool:

@@ -471,8 +471,9 @@ def _go_on(turn: _Turn, node: int, turns: Turns) -> None:
             turn.open(node, turns)
         case "turn":
             turn.leave(node, turns)
-        case _ if not turn.plan.in_parallel[node]:
-            turn.done(node, turns)
+        case _:
+            if not turn.plan.in_parallel[node]:
+                turn.done(node, turns)
 
 
 def _go_on_in_parallels(turn: _Turn, done: Sequence[Key]) -> None:

@@ -363,7 +363,7 @@ def case_of(plan: Plan, route: int, name: str) -> int:
 
 
 def _opened(plan: Plan, state: Frontier, fact: f.Opened) -> None:
-    node, turns = key = fact.node, fact.turns
+    node, key = fact.node, (fact.node, fact.turns)
     match plan.kind[node]:
         case "task" | "pack" | "route":
             state.steps[key] = FRESH if fact.attempt == 1 and not fact.due_us else Step(fact.attempt, 0, fact.due_us)

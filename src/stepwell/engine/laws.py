@@ -1,8 +1,8 @@
 """What must hold of every state of every run, stated so that it can be checked.
 
-A law is a function over a :class:`View`, which finds out where a run stands from its open steps, scopes and stalled nodes
-alone: which nodes are entered and not left, and which are done. The counters and values of the frontier are then compared
-with that. Nothing here is shared with the code that keeps them, so a slip there cannot hide itself.
+A law is a function over a :class:`View`, which finds out where a run stands from its open steps, scopes and stalled
+nodes alone: which nodes are entered and not left, and which are done. The counters and values of the frontier are then
+compared with that. Nothing here is shared with the code that keeps them, so a slip there cannot hide itself.
 
 Checking costs time in proportion to the plan; tests and a debug switch pay it, runs do not.
 """
@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeAlias, get_args
 
-from ..flow.plan import BODIED, NONE, SEQUENCES, Key, Plan, Turns, reads
+from stepwell.flow.plan import BODIED, NONE, SEQUENCES, Key, Plan, Turns, reads
+
 from . import facts as f
 from .frontier import ROOT, Frontier, Scope, apply, from_image, to_image
 
@@ -39,7 +40,7 @@ def check(plan: Plan, state: Frontier) -> None:
 
 
 def check_step(plan: Plan, before: bytes, facts: Sequence[f.Fact], after: Frontier) -> None:
-    """Raise :class:`LawBroken` unless ``facts`` are one journal entry that leads from the image ``before`` to ``after``."""
+    """Raise :class:`LawBroken` unless ``facts`` are one journal entry that leads from image ``before`` to ``after``."""
     state = from_image(before)
     if not facts:
         _hold(to_image(after) == before, "ignored", "an event without facts changed the state")
@@ -60,7 +61,9 @@ def _check_fact(plan: Plan, state: Frontier, fact: f.Fact) -> None:
         case f.MessageTaken(node, turns, address):
             name = plan.nodes[node].signal
             waits = [k for k, s in state.steps.items() if s.phase == "parked" and plan.nodes[k[0]].signal == name]
-            _hold(waits[0] == (node, turns), "fifo", f"an older signal waits for {name!r} than {plan.path(node, turns)!r}")
+            _hold(
+                waits[0] == (node, turns), "fifo", f"an older signal waits for {name!r} than {plan.path(node, turns)!r}"
+            )
             _hold(state.inbox[name][0] == address, "fifo", f"an older message {name!r} is kept than {address}")
         case f.TimerFired(node, turns):
             _hold(not (state.paused or state.held), "paused", f"{plan.path(node, turns)!r} fired in a stopped run")
@@ -84,7 +87,7 @@ def _hold(truth: bool, law: str, detail: str) -> None:
         raise LawBroken(law, detail)
 
 
-# --- where a run stands -----------------------------------------------------------------------
+# --- where a run stands ------------------------------------------------------------------
 
 
 class View:
@@ -172,7 +175,7 @@ class View:
 Law: TypeAlias = Callable[[View], None]
 
 
-# --- the shape of what is open ------------------------------------------------------------------
+# --- the shape of what is open -----------------------------------------------------------
 
 
 def turns_match_depth(view: View) -> None:
@@ -188,7 +191,11 @@ def phases_fit_kinds(view: View) -> None:
         kind = view.plan.kind[key[0]]
         _hold(kind in BODIED or kind in ("delay", "signal"), "phases_fit_kinds", f"{view.text(key)} is no step")
         own = {"closed", "failed"} | ({"ready", "began", "closing"} if kind in BODIED else {"parked"})
-        _hold(step.phase in own and (step.phase != "failed" or kind != "delay"), "phases_fit_kinds", f"{view.text(key)} is {step.phase}")
+        _hold(
+            step.phase in own and (step.phase != "failed" or kind != "delay"),
+            "phases_fit_kinds",
+            f"{view.text(key)} is {step.phase}",
+        )
         _hold(kind != "delay" or step.due_us > 0, "phases_fit_kinds", f"{view.text(key)} waits for no moment")
         _hold(step.attempt >= 1 and 0 <= step.spent < step.attempt + 1, "phases_fit_kinds", f"{view.text(key)}: {step}")
 
@@ -216,8 +223,10 @@ def stalled_once(view: View) -> None:
     """A stalled node is noted once, is done, and stands where something failed or was cancelled."""
     for key, count in Counter(view.state.stalled).items():
         _hold(count == 1 and key not in view.state.steps, "stalled_once", view.text(key))
-        stopped = view.plan.kind[key[0]] == "turn" or view.state.cancelling or any(
-            scope.failing for scope in _scopes_around(view, key)
+        stopped = (
+            view.plan.kind[key[0]] == "turn"
+            or view.state.cancelling
+            or any(scope.failing for scope in _scopes_around(view, key))
         )
         _hold(bool(stopped), "stalled_once", f"{view.text(key)} stalled where nothing failed")
 
@@ -234,17 +243,23 @@ def turning_in_range(view: View) -> None:
     for (loop, turns), turn in view.state.turning.items():
         key = loop, turns
         _hold(1 <= turn <= view.plan.nodes[loop].max_iterations, "turning_in_range", f"{view.text(key)}: turn {turn}")
-        _hold((view.plan.nodes[loop].children[0], (*turns, turn)) in view.open, "turning_in_range", f"{view.text(key)} is empty")
+        _hold(
+            (view.plan.nodes[loop].children[0], (*turns, turn)) in view.open,
+            "turning_in_range",
+            f"{view.text(key)} is empty",
+        )
 
 
-# --- beginning and end ---------------------------------------------------------------------------------
+# --- beginning and end -------------------------------------------------------------------
 
 
 def no_limbo(view: View) -> None:
     """A started run that has not ended has a step that the hands, the clock, a message or a person can move."""
     state = view.state
     if state.started and not state.ended:
-        _hold(any(s.phase in LIVE for s in state.steps.values()), "no_limbo", "nothing is open and the run has not ended")
+        _hold(
+            any(s.phase in LIVE for s in state.steps.values()), "no_limbo", "nothing is open and the run has not ended"
+        )
     if not state.started:
         _hold(not view.open and not state.values, "no_limbo", "something is open and the run has not started")
 
@@ -257,7 +272,11 @@ def ended_is_quiet(view: View) -> None:
         return
     for key, step in state.steps.items():
         _hold(step.phase not in LIVE, "ended_is_quiet", f"{view.text(key)} is {step.phase} after the end")
-    _hold(not (state.paused or state.held or state.unsettled), "ended_is_quiet", "an ended run is paused, held or unsettled")
+    _hold(
+        not (state.paused or state.held or state.unsettled),
+        "ended_is_quiet",
+        "an ended run is paused, held or unsettled",
+    )
     if state.ended == "completed":
         left = view.open or state.values or state.tags or state.cursors or state.failure or state.cancelling
         _hold(not left, "ended_is_quiet", f"a completed run keeps {left}")
@@ -279,19 +298,33 @@ def failure_is_noted(view: View) -> None:
         _hold(key in failed, "failure_is_noted", f"{view.text(key)} is noted and did not fail")
 
 
-# --- counters ----------------------------------------------------------------------------------------------
+# --- counters ----------------------------------------------------------------------------
 
 
 def scopes_count_children(view: View) -> None:
-    """``remaining`` counts children neither done nor lost, ``blocked`` the needs not done; lost ones are counted once."""
+    """``remaining`` counts children neither done nor lost, ``blocked`` needs that are not done; none is lost twice."""
     for key, scope in view.state.scopes.items():
         row = view.plan.nodes[key[0]]
         undone = {c for c in row.children if not view.done(c, key[1])}
         lost = set(scope.lost)
-        _hold(len(lost) == len(scope.lost) and lost <= undone, "scopes_count_children", f"{view.text(key)} lost {scope.lost}")
-        _hold(scope.remaining == len(undone - lost), "scopes_count_children", f"{view.text(key)}: {scope}, undone {undone}")
-        needs = {c: sum(n in undone for n in view.plan.nodes[c].needs) for c in row.children if view.plan.nodes[c].needs}
-        _hold(scope.blocked == needs, "scopes_count_children", f"{view.text(key)} is blocked by {scope.blocked}, not {needs}")
+        _hold(
+            len(lost) == len(scope.lost) and lost <= undone,
+            "scopes_count_children",
+            f"{view.text(key)} lost {scope.lost}",
+        )
+        _hold(
+            scope.remaining == len(undone - lost),
+            "scopes_count_children",
+            f"{view.text(key)}: {scope}, undone {undone}",
+        )
+        needs = {
+            c: sum(n in undone for n in view.plan.nodes[c].needs) for c in row.children if view.plan.nodes[c].needs
+        }
+        _hold(
+            scope.blocked == needs,
+            "scopes_count_children",
+            f"{view.text(key)} is blocked by {scope.blocked}, not {needs}",
+        )
 
 
 def scopes_go_on(view: View) -> None:
@@ -329,10 +362,14 @@ def nothing_starts_where_it_failed(view: View) -> None:
     """Below a failing scope, and anywhere in a cancelled run, no step may start and no timer or message is awaited."""
     for key, step in view.state.steps.items():
         stopped = view.state.cancelling or any(s.failing for s in _scopes_around(view, key))
-        _hold(not (stopped and step.phase in STARTABLE), "nothing_starts_where_it_failed", f"{view.text(key)} is {step.phase}")
+        _hold(
+            not (stopped and step.phase in STARTABLE),
+            "nothing_starts_where_it_failed",
+            f"{view.text(key)} is {step.phase}",
+        )
 
 
-# --- values and messages --------------------------------------------------------------------------------------
+# --- values and messages -----------------------------------------------------------------
 
 
 def needed_values_are_there(view: View) -> None:
@@ -348,7 +385,7 @@ def needed_values_are_there(view: View) -> None:
 def _future_reads(view: View) -> Iterator[tuple[int, Turns, int]]:
     """Yield (reader, turns, node read) for all that may still read; nodes inside what has not begun are not done."""
     plan = view.plan
-    for (node, turns) in view.open:
+    for node, turns in view.open:
         row = plan.nodes[node]
         if (node, turns) in view.state.steps:
             yield from ((node, turns, read) for read in reads(row))
@@ -378,7 +415,8 @@ def unneeded_values_are_gone(view: View) -> None:
 
     So the size of a frontier follows from what is open, and not from what has happened.
     """
-    kept, wanted = set(view.state.values), set() if view.state.ended == "completed" else set(_live_values(view))
+    kept = set(view.state.values)
+    wanted: set[Key] = set() if view.state.ended == "completed" else set(_live_values(view))
     _hold(not kept - wanted, "unneeded_values_are_gone", f"nobody reads {[view.text(k) for k in kept - wanted]}")
     _hold(not wanted - kept, "unneeded_values_are_gone", f"lost are {[view.text(k) for k in wanted - kept]}")
 
@@ -391,7 +429,11 @@ def _live_values(view: View) -> Iterator[Key]:
     seen = {turns[:length] for _, turns in view.open for length in range(len(turns) + 1)}
     for value, who in readers.items():
         for turns in seen:
-            if len(turns) == view.plan.depth[value] and view.done(value, turns) and any(_may_read(view, r, value, turns) for r in who):
+            if (
+                len(turns) == view.plan.depth[value]
+                and view.done(value, turns)
+                and any(_may_read(view, r, value, turns) for r in who)
+            ):
                 yield value, turns
 
 
@@ -402,7 +444,9 @@ def _may_read(view: View, reader: int, value: int, turns: Turns) -> bool:
     while plan.parent[reader] not in above:
         reader = plan.parent[reader]
     scope = view.around(reader, turns)
-    return scope in view.open and (plan.kind[scope[0]] == "parallel" or not view.done(reader, turns[: plan.depth[reader]]))
+    return scope in view.open and (
+        plan.kind[scope[0]] == "parallel" or not view.done(reader, turns[: plan.depth[reader]])
+    )
 
 
 def _upwards(plan: Plan, node: int) -> Iterator[int]:
@@ -415,7 +459,14 @@ def addresses_exist(view: View) -> None:
     """Every address is that of an entry of this run, or 0."""
     state = view.state
     messages = [at for kept in state.inbox.values() for at in kept]
-    addresses = [*state.values.values(), *state.tags, *state.cursors.values(), *messages, state.result, state.failure.address if state.failure else 0]
+    addresses = [
+        *state.values.values(),
+        *state.tags,
+        *state.cursors.values(),
+        *messages,
+        state.result,
+        state.failure.address if state.failure else 0,
+    ]
     _hold(all(0 <= at <= state.seq for at in addresses), "addresses_exist", f"{addresses} with seq {state.seq}")
     _hold(0 not in messages and len(set(messages)) == len(messages), "addresses_exist", f"messages at {messages}")
 
@@ -428,7 +479,9 @@ def tags_have_values(view: View) -> None:
 
 def cursors_have_steps(view: View) -> None:
     """A cursor is kept only for a task that is open."""
-    left = [view.text(key) for key in view.state.cursors if key not in view.state.steps or view.plan.kind[key[0]] != "task"]
+    left = [
+        view.text(key) for key in view.state.cursors if key not in view.state.steps or view.plan.kind[key[0]] != "task"
+    ]
     _hold(not left, "cursors_have_steps", f"cursors of {left}")
 
 
@@ -437,7 +490,9 @@ def messages_are_taken(view: View) -> None:
     state = view.state
     for key, step in state.steps.items():
         if step.phase == "parked" and view.plan.kind[key[0]] == "signal":
-            _hold(view.plan.nodes[key[0]].signal not in state.inbox, "messages_are_taken", f"{view.text(key)} still waits")
+            _hold(
+                view.plan.nodes[key[0]].signal not in state.inbox, "messages_are_taken", f"{view.text(key)} still waits"
+            )
     for name, kept in state.inbox.items():
         _hold(bool(kept) and kept == sorted(kept), "messages_are_taken", f"{name!r} kept {kept}")
 

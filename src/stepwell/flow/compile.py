@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
 import msgspec
 
@@ -20,6 +21,7 @@ from ..errors import CodecError, GraphError
 from ..retry import Retry
 from ..types import NEST_MAX, NODES_MAX
 from . import nodes as n
+from .declared import declared, may_say_again
 from .fingerprint import fingerprint_of
 from .plan import NONE, PLAN_VERSION, Arg, Built, Constant, Plan, PlanData, PlanNode, Ref, RetryNumbers, Selected, refs
 from .task import AnyTask
@@ -34,6 +36,7 @@ class Bodies:
     Attributes:
         tasks: the user's tasks.
         types: the declared type of each value that a node yields.
+        payloads: the declared type of each signal's payload, by the signal's name.
         wanted: the declared types of a task's arguments, positional then by name; ``Any`` where none is declared.
         cases: for each route, the case's name by typed key.
         constants: values written in the workflow, by :class:`~stepwell.flow.plan.Constant` index.
@@ -42,6 +45,7 @@ class Bodies:
 
     tasks: dict[int, AnyTask] = field(default_factory=lambda: {})
     types: dict[int, object] = field(default_factory=lambda: {})
+    payloads: dict[str, object] = field(default_factory=lambda: {})
     wanted: dict[int, tuple[tuple[object, ...], dict[str, object]]] = field(default_factory=lambda: {})
     cases: dict[int, dict[tuple[type, object], str]] = field(default_factory=lambda: {})
     constants: list[object] = field(default_factory=lambda: [])
@@ -80,7 +84,6 @@ class _Compiler:
         self.codec = JsonCodec()
         self.names: dict[int, Counter[str]] = {}
         self.callables: dict[str, AnyTask] = {}
-        self.payloads: dict[str, object] = {}
 
     # --- rows ---
 
@@ -111,9 +114,8 @@ class _Compiler:
         if not body.nodes:
             raise GraphError(f"workflow {name!r} has no steps; call at least one task in it", where)
         self.sequence("root", name, NONE, 0, body, {}, where, entrance=(input_type,) if has_input else ())
-        output = self.rows[0].more.get("output", NONE)
         self.rows[0].more["interface"] = _interface(
-            f"in={type_name(input_type) if has_input else '-'}", f"out={type_name(self.bodies.types.get(output, Any))}"
+            f"in={type_name(input_type) if has_input else '-'}", f"out={type_name(declared(body.output))}"
         )
 
     def sequence(
@@ -151,7 +153,7 @@ class _Compiler:
         if isinstance(arg, Ref):
             return arg.node
         index = self.row("pack", name, parent, depth, where, args=(arg,), interface=_interface("pack"))
-        self.bodies.wanted[index] = ((Any,), {})
+        self.bodies.wanted[index], self.bodies.types[index] = ((Any,), {}), declared(source)
         return index
 
     def arg(self, source: n.Source, reader: int, env: _Env, where: str) -> Arg:
@@ -176,7 +178,7 @@ class _Compiler:
             text = digest(self.codec, value).hex()
         except CodecError as error:
             raise GraphError(f"a constant of a workflow must be storable: {error}", where) from None
-        self.bodies.constants.append(value)
+        self.bodies.constants.append(deepcopy(value))  # what the author does to it later changes nothing here
         return Constant(len(self.bodies.constants) - 1, text)
 
     def _visible(self, arg: Arg | None, what: str, reader: int, where: str) -> Arg:
@@ -214,6 +216,7 @@ class _Compiler:
         row.more.setdefault("interface", _interface(row.kind))
         if node.was:
             row.more["was"] = node.was
+        self.bodies.types[index] = declared(n.Value(node))
         env[id(node)] = Ref(index)
 
     def _task(self, node: n.TaskNode, parent: int, depth: int, env: _Env) -> int:
@@ -228,8 +231,7 @@ class _Compiler:
             priority=options.priority, tags=options.tags, interface=_task_interface(task),
         )  # fmt: skip
         self.bodies.tasks[index], self.bodies.wanted[index] = task, wanted
-        self.bodies.types[index] = task.returns
-        self._check_types(node, args, wanted[0], kwargs, wanted[1])
+        self._check_types(node, *wanted)
         return index
 
     def _check_same_callable(self, task: AnyTask, where: str) -> None:
@@ -240,35 +242,16 @@ class _Compiler:
                 f"give one of them a name: @task('other-name')", where,
             )  # fmt: skip
 
-    def _check_types(
-        self, node: n.TaskNode, args: Sequence[Arg], wanted: Sequence[object],
-        kwargs: Sequence[tuple[str, Arg]], wanted_by_name: Mapping[str, object],
-    ) -> None:  # fmt: skip
+    def _check_types(self, node: n.TaskNode, wanted: Sequence[object], wanted_by_name: Mapping[str, object]) -> None:
         names = list(node.task.params)
-        pairs = [(names[min(i, len(names) - 1)], a, w) for i, (a, w) in enumerate(zip(args, wanted, strict=True))]
-        for name, arg, declared in [*pairs, *((k, a, wanted_by_name[k]) for k, a in kwargs)]:
-            produced = self.type_of(arg)
-            if assignable(produced, declared) is False:
+        pairs = [(names[min(i, len(names) - 1)], a, w) for i, (a, w) in enumerate(zip(node.args, wanted, strict=True))]
+        for name, source, declared_type in [*pairs, *((k, a, wanted_by_name[k]) for k, a in node.kwargs.items())]:
+            produced = declared(source)
+            if assignable(produced, declared_type) is False:
                 raise GraphError(
-                    f"{node.name!r} wants {name}: {type_name(declared)}, but it is given {type_name(produced)} "
-                    f"by {self._describe(arg)}", node.where,
+                    f"{node.name!r} wants {name}: {type_name(declared_type)}, but it is given {type_name(produced)} "
+                    f"by {_describe(source)}", node.where,
                 )  # fmt: skip
-
-    def type_of(self, arg: Arg) -> object:
-        """Return the declared type of an argument, ``Any`` where it cannot be known at build."""
-        match arg:
-            case Ref(node):
-                return self.bodies.types.get(node, Any)
-            case Constant(index):
-                return type(self.bodies.constants[index])
-            case _:
-                return Any
-
-    def _describe(self, arg: Arg) -> str:
-        if isinstance(arg, Ref):
-            row = self.rows[arg.node]
-            return "the workflow's input" if row.kind == "input" and row.parent == 0 else f"{row.name!r}"
-        return "a constant"
 
     def _parallel(self, node: n.ParallelNode, parent: int, depth: int, env: _Env) -> int:
         if not node.children:
@@ -282,13 +265,7 @@ class _Compiler:
     def _branch(self, node: n.BranchNode, parent: int, depth: int, env: _Env) -> int:
         if not node.body.nodes:
             raise GraphError(f"branch {node.name!r} holds no steps", node.where)
-        index = self.sequence("branch", node.name, parent, depth, node.body, env, node.where)
-        self._inherit_type(index, index)
-        return index
-
-    def _inherit_type(self, index: int, sequence: int) -> None:
-        output = self.rows[sequence].more.get("output", NONE)
-        self.bodies.types[index] = self.bodies.types.get(output, Any) if output != NONE else type(None)
+        return self.sequence("branch", node.name, parent, depth, node.body, env, node.where)
 
     def _route(self, node: n.RouteNode, parent: int, depth: int, env: _Env) -> int:
         if not node.cases and node.default is None:
@@ -298,20 +275,19 @@ class _Compiler:
         index = self.row("route", node.name, parent, depth, node.where, args=(key,))
         self.bodies.wanted[index] = ((node.key_type if node.key_type is not None else Any,), {})
         self.bodies.cases[index] = {}
-        ends = [self._case(index, node, key_value, body, depth, env) for key_value, body in node.cases]
+        for key_value, body in node.cases:
+            self._case(index, node, key_value, body, depth, env)
         if node.default is not None:
-            ends.append(self.sequence("case", "else", index, depth, node.default, env, node.where))
+            self.sequence("case", "else", index, depth, node.default, env, node.where)
         self.rows[index].more["interface"] = _interface("route", node.label)
-        types = [self.bodies.types.get(self.rows[end].more.get("output", NONE), Any) for end in ends]
-        self.bodies.types[index] = types[0] if all(t == types[0] for t in types) else Any
         return index
 
-    def _case(self, route: int, node: n.RouteNode, key: object, body: n.Body, depth: int, env: _Env) -> int:
+    def _case(self, route: int, node: n.RouteNode, key: object, body: n.Body, depth: int, env: _Env) -> None:
         segment = f"{node.label}={key_text(key)}"
         if any(self.rows[c].name == segment for c in self.rows[route].children):
             raise GraphError(f"route {node.name!r} has two cases that read {segment!r}", node.where)
         self.bodies.cases[route][(type(key), key)] = segment
-        return self.sequence("case", segment, route, depth, body, env, node.where)
+        self.sequence("case", segment, route, depth, body, env, node.where)
 
     def _loop(self, node: n.LoopNode, parent: int, depth: int, env: _Env) -> int:
         first = self.value_of(node.first, f"{node.name}-first", parent, depth, env, node.where)
@@ -321,8 +297,6 @@ class _Compiler:
         entered_with = node.body.input_type if node.body.input_type is not None else Any
         turn = self.sequence("turn", "turn", index, depth + 1, node.body, env, node.where, entrance=(entered_with,))
         self._check_says_again(self.rows[turn].more.get("output", NONE), turn, node)
-        self._inherit_type(index, turn)
-        self.bodies.types[index] = loop_result(self.bodies.types[index], node.on_max)
         self.rows[index].more["interface"] = _interface("loop")
         return index
 
@@ -350,13 +324,12 @@ class _Compiler:
             "signal", node.name, parent, depth, node.where, signal=node.signal, timeout_us=node.timeout_us or 0,
             interface=_interface("signal", node.signal, type_name(node.payload_type)),
         )  # fmt: skip
-        self.bodies.types[index] = node.payload_type
         if node.on_timeout is not None:
             self.sequence("timeout", "timeout", index, depth, node.on_timeout, env, node.where)
         return index
 
     def _check_signal_type(self, node: n.SignalNode) -> None:
-        known = self.payloads.setdefault(node.signal, node.payload_type)
+        known = self.bodies.payloads.setdefault(node.signal, node.payload_type)
         if known != node.payload_type:
             raise GraphError(
                 f"signal {node.signal!r} is awaited with two payload types, {type_name(known)} and "
@@ -368,14 +341,13 @@ class _Compiler:
         inner: _Env = {}
         if node.arg is not None:
             inner[id(workflow.body)] = self.arg(node.arg, parent, env, node.where)
-            produced = self.type_of(inner[id(workflow.body)])
+            produced = declared(node.arg)
             if assignable(produced, workflow.input_type) is False:
                 raise GraphError(
                     f"workflow {workflow.name!r} wants {type_name(workflow.input_type)}, but it is given {type_name(produced)}",
                     node.where,
                 )
         index = self.sequence("child", node.name, parent, depth, workflow.body, inner, node.where)
-        self._inherit_type(index, index)
         self.rows[index].more["interface"] = _interface("child", workflow.name)
         return index
 
@@ -407,6 +379,18 @@ def _reads(row: _Row) -> Iterator[int]:
 
 
 # --- texts and types ------------------------------------------------------------------------
+
+
+def _describe(source: n.Source) -> str:
+    match source:
+        case n.Value(node):
+            return repr(node.name)
+        case n.Input():
+            return "the workflow's input"
+        case n.Select(base):
+            return f"a part of {_describe(base)}"
+        case _:
+            return "a constant"
 
 
 def _interface(*parts: str) -> str:
@@ -474,35 +458,3 @@ def declared_keys(declared: object) -> list[tuple[type, object]] | None:
     if declared is bool:
         return [(bool, True), (bool, False)]
     return None
-
-
-def may_say_again(declared: object) -> bool:
-    """Say whether a return type mentions Again or Done, or is not declared."""
-    parts = [declared, *get_args(declared)]
-    names = {getattr(get_origin(p) or p, "__name__", "") for p in parts}
-    return declared is Any or declared is object or bool(names & {"Again", "Done", "TypeVar"})
-
-
-def turn_types(declared: object) -> tuple[object, object]:
-    """Return S and R of ``Again[S] | Done[R]``, ``Any`` where they are not declared."""
-    again, done = [], []
-    for part in [declared, *get_args(declared)]:
-        origin = get_origin(part)
-        name = getattr(origin, "__name__", "")
-        if name == "Again":
-            again.append(get_args(part)[0])
-        elif name == "Done":
-            done.append(get_args(part)[0])
-    return _one(again), _one(done)
-
-
-def _one(types: Sequence[object]) -> object:
-    return types[0] if len(types) == 1 else Any
-
-
-def loop_result(declared: object, on_max: n.OnMax) -> object:
-    """Return the declared type of a loop whose body returns ``declared``."""
-    again, done = turn_types(declared)
-    if on_max == "fail" or again == done:
-        return done
-    return Any if Any in (again, done) else Union[again, done]  # noqa: UP007  # the operands are values here

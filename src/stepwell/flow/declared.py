@@ -65,9 +65,19 @@ def _of_node(node: Node) -> object:
 
 
 def _of_loop(loop: LoopNode) -> object:
-    turn = declared(loop.body.output)
-    done = _arguments_of(turn, Done)
-    return union([*done, *_arguments_of(turn, Again)]) if loop.on_max == "last" else union(done)
+    again, done = turn_types(declared(loop.body.output))
+    return union([done, again]) if loop.on_max == "last" else done
+
+
+def turn_types(turn: object) -> tuple[object, object]:
+    """Return S and R of a loop body's ``Again[S] | Done[R]``, ``Any`` where they are not declared."""
+    return union(_arguments_of(turn, Again)), union(_arguments_of(turn, Done))
+
+
+def may_say_again(declared_type: object) -> bool:
+    """Say whether values of a type may be ``Again`` or ``Done``: it mentions them, or says nothing."""
+    members = {get_origin(m) or m for m in _members(declared_type)}
+    return bool(members & {Any, object, Again, Done}) or any(isinstance(m, TypeVar) for m in members)
 
 
 def _arguments_of(declared_type: object, wrapper: type) -> list[object]:

@@ -58,6 +58,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._items: SimpleQueue[object] = SimpleQueue()
+        self.empty = self._items.empty
 
     def put(self, item: object) -> None:
         self._items.put(item)
@@ -88,6 +89,9 @@ class AsyncMailbox:
         self._loop, self._bell = loop, asyncio.Event()
         self._items: deque[object] = deque()
         self._rung = False
+
+    def empty(self) -> bool:
+        return not self._items
 
     def put(self, item: object) -> None:
         self._items.append(item)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from ..backend.base import Change, Message, Rest
 from ..engine import events as e
@@ -24,6 +24,7 @@ from ..engine import facts as f
 from ..engine.frontier import Frontier
 from ..errors import BackendError, Closed, LeaseLost, SyncInAsync, TaskTimeout
 from ..flow.plan import BODIED, Key
+from ..types import ENDED
 from .clock import AsyncMailbox, Mailbox, Wait
 from .context import CURRENT, Cell
 from .failure import error_record
@@ -34,7 +35,10 @@ from .live import Arrived, Live, event_of
 if TYPE_CHECKING:
     import asyncio
 
+    from ..backend.base import Session
     from .room import Room
+
+T = TypeVar("T")
 
 BUSY_MAIL_NS: Final = 10_000_000  # how long a busy drive may overlook a posted request
 TURN_STEPS: Final = 500  # a commit is shared by at most so many steps …
@@ -121,6 +125,8 @@ class Drive:
                 self._take_in(self.mailbox.drain())
                 self._commit()
                 self._read_mail(at_least_ns=BUSY_MAIL_NS)
+                if self._timer_due():
+                    self._fire()
                 if self._ready or not self._lives:
                     continue
                 if not self.stay and not self._flights and not self._timer_due():
@@ -160,6 +166,7 @@ class Drive:
 
     def _start_some(self) -> None:
         ready, began, started = self._ready, time.perf_counter_ns(), 0
+        nothing_came = self.mailbox.empty
         while ready:
             live, key = ready.popleft()
             step = live.state.steps.get(key)
@@ -173,7 +180,9 @@ class Drive:
             else:
                 self._start(live, key, body, step.attempt)
             started += 1
-            if self._dirty and (started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS):
+            if not nothing_came() or (
+                (self._dirty or self._timers) and (started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS)
+            ):
                 return
 
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
@@ -267,8 +276,9 @@ class Drive:
         retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
         event = e.Errored(job.node, job.turns, job.number, retryable, after_us, self.room.draw())
         record = live.prepared.codec.encode(outcome.record) if self.room.stored else outcome.record
+        address = live.state.seq + 1
         if self._record(live, Arrived(event, record, now, (time.perf_counter_ns() - job.started) // 1_000)):
-            live.errors[live.state.seq] = outcome.error
+            live.errors[address] = outcome.error
 
     def _deliver(self, live: Live, message: Message) -> bool:
         """Turn a message into an event. Returns whether it changed anything."""
@@ -286,10 +296,12 @@ class Drive:
         for fact in facts:
             if (obey := _ORDERS.get(type(fact))) is not None:
                 obey(self, live, fact)
-        if self.room.backend is None:
-            self._release(live)
-        else:
+        if self.room.backend is not None:
             self._dirty[live.instance_id] = self._restless[live.instance_id] = live
+        elif live.gated:
+            self._dirty[live.instance_id] = live
+        else:
+            self._free_steps(live)  # nothing is written, so nothing has to be waited for
         return True
 
     def _opened(self, live: Live, fact: f.Opened) -> None:
@@ -348,12 +360,15 @@ class Drive:
 
     def _release(self, live: Live) -> None:
         """What was decided is safe: its successors may start, and an ended run is done with."""
+        self._free_steps(live)
+        if live.state.ended or ((live.state.held or live.state.paused) and not live.flights):
+            self._finish(live)
+
+    def _free_steps(self, live: Live) -> None:
         if live.upcoming:
             for key in live.upcoming:
                 self._ready.append((live, key))
             live.upcoming = []
-        if live.state.ended or ((live.state.held or live.state.paused) and not live.flights):
-            self._finish(live)
 
     def _release_unwritten(self, live: Live) -> None:
         """Go on with a run that was read and not changed; if it rests, no commit will give it back."""
@@ -375,7 +390,10 @@ class Drive:
         if not self._dirty:
             return
         dirty, self._dirty = list(self._dirty.values()), {}
-        assert self.room.backend is not None
+        if self.room.backend is None:
+            for live in dirty:
+                self._release(live)
+            return
         changes = [live.change(self._rest_of(live)) for live in dirty]
         for live, outcome in zip(dirty, self._write(changes), strict=True):
             if outcome == "done":
@@ -385,10 +403,15 @@ class Drive:
                 self._redo(live)
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
-        assert self.room.backend is not None
+        backend = self.room.backend
+        assert backend is not None
+        return self._in_session(lambda session: backend.commit(session, changes))
+
+    def _in_session(self, action: Callable[[Session], T]) -> T:
         try:
-            return self.room.backend.commit(self.room.session(), changes)
+            return action(self.room.session())
         except LeaseLost:
+            self.room.check_open()  # a close() from another thread ends the session too
             self.room.forget_session()
             raise
 
@@ -408,15 +431,19 @@ class Drive:
         assert self.room.backend is not None
         arrived = [a for a in live.arrived if not a.from_inbox]
         self._hint = -1  # what was taken from the inbox is still there and is read again
-        loaded = self.room.backend.load(live.instance_id)
+        session = self.room.session()
+        loaded = self.room.backend.claim(session, live.instance_id)
         live.arrived = []
         if loaded is None or loaded.header.instance != live.instance:
             self._replaced(live)
+            self._give_back([loaded.header.instance] if loaded is not None else [])
             return
+        if loaded.header.session != session.id and loaded.header.state not in ENDED:
+            raise LeaseLost(f"{loaded.header.held_by} has taken over instance {live.instance_id!r}")
         live.restore(loaded)
-        self._survey(live)
         for again in arrived:
             self._record(live, again)
+        self._survey(live)
         if not live.entries:
             self._release_unwritten(live)
 
@@ -516,7 +543,7 @@ class Drive:
         if hint == self._hint:
             return
         by_number = {live.instance: live for live in self._lives.values()}
-        for number, messages in backend.mail(self.room.session()).items():
+        for number, messages in self._in_session(backend.mail).items():
             if (live := by_number.get(number)) is not None:
                 for message in messages:
                     self._take_message(live, message)

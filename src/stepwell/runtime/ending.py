@@ -17,7 +17,7 @@ from ..errors import (
 from ..flow.plan import Plan
 from ..timing import moment
 from ..types import State
-from .failure import recorded_error
+from .failure import message_of, recorded_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Ending:
     def _raise_failed(self, failure: Failure) -> NoReturn:
         cause = self.error()
         path = self.plan.path(failure.node, failure.turns)
-        text = str(cause) or type(cause).__name__
+        text = message_of(cause) or type(cause).__name__
         name = "" if isinstance(cause, StepwellError) else f"{type(cause).__name__}: "
         raise WorkflowFailed(self.instance_id, f"step {path} failed: {name}{text}", path) from cause
 

@@ -21,9 +21,9 @@ def error_record(error: BaseException, limit_bytes: int) -> dict[str, object]:
     chain = list(_chain(error))
     return {
         "type": type_text(error),
-        "message": _text(error),
+        "message": message_of(error),
         "traceback": _clean(_frames(error))[-limit_bytes // 2 :],
-        "causes": [{"type": type_text(cause), "message": _text(cause)} for cause in chain[1:CAUSES_MAX]],
+        "causes": [{"type": type_text(cause), "message": message_of(cause)} for cause in chain[1:CAUSES_MAX]],
     }
 
 
@@ -43,7 +43,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def _text(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Return an error's text, storable and cut to a bound, whatever its ``__str__`` does."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  # a broken __str__ must not hide the failure it belongs to

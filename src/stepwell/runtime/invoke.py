@@ -12,7 +12,8 @@ itself, only for a run that nothing outlives).
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
@@ -21,7 +22,7 @@ from ..codec import Codec
 from ..errors import (
     CodecError, EncodeError, MissingDependency, NoRoute, Permanent, RetryAfter, StepError, TaskTimeout,
 )  # fmt: skip
-from ..flow.compile import may_say_again, turn_types
+from ..flow.declared import may_say_again, turn_types
 from ..flow.plan import BODIED, Arg, Built, Constant, Key, Plan, Ref, Selected, Turns, refs
 from ..retry import Retry
 from ..types import Again, Done
@@ -101,11 +102,11 @@ class Job(msgspec.Struct, eq=False):
 
     @property
     def facts(self) -> Live:
-        return self.live
+        return cast("Live", self.live)
 
     @property
     def path(self) -> str:
-        return self.live.plan.path(self.node, self.turns)
+        return self.facts.plan.path(self.node, self.turns)
 
     def cancelled(self) -> bool:
         return bool(self.stopped) or self.live.stop_asked()
@@ -188,7 +189,7 @@ def unstorable(error: CodecError, what: str, path: str) -> EncodeError:
 
 
 def _chosen(job: Job, key: object) -> Outcome:
-    case = job.body.cases.get((type(key), key)) if isinstance(key, (str, int)) or key.__hash__ else None
+    case = job.body.cases.get((type(key), key)) if isinstance(key, Hashable) else None
     case = case or job.body.cases.get((type(None), "else"))
     if case is None:
         known = ", ".join(sorted(job.body.cases.values())) or "none"
@@ -234,9 +235,7 @@ class Prepared:
         self.bodies: list[Body | None] = [
             composer.body(node, deps) if kind in BODIED else None for node, kind in enumerate(self.plan.kind)
         ]
-        self.signal_types: dict[str, object] = {
-            row.signal: workflow.bodies.types[node] for node, row in enumerate(self.plan.nodes) if row.kind == "signal"
-        }
+        self.signal_types = workflow.bodies.payloads
 
 
 class _Composer:
@@ -300,10 +299,9 @@ class _Composer:
 
     def _constant(self, index: int) -> Getter:
         value = self.bodies.constants[index]
-        if not self.stored or isinstance(value, (str, int, float, bytes, bool, type(None))):
+        if isinstance(value, (str, int, float, bytes, bool, type(None))):
             return lambda raws: value
-        kept, decode = self.codec.encode(value), self.codec.decoder(type(value))
-        return lambda raws: decode(kept)
+        return lambda raws: deepcopy(value)  # each consumer has its own, as it has of every other value
 
     def _reader(self, node: int, wanted: object, at: int) -> Getter:
         produced = self.bodies.types.get(node, Any)

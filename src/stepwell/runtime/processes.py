@@ -30,7 +30,7 @@ import msgspec
 
 from stepwell.codec import Codec
 from stepwell.errors import Closed, CodecError, DecodeError, UsageError
-from stepwell.flow.compile import may_say_again, turn_types
+from stepwell.flow.declared import may_say_again, turn_types
 from stepwell.flow.task import AnyTask, Task
 from stepwell.retry import Retry
 

@@ -179,6 +179,7 @@ class Room:
             try:
                 if self._session is not None and self.backend is not None:
                     self.backend.end_session(self._session)
+                self._session = None
             finally:
                 for hand in (self._threads, self._loop_thread, self._processes):
                     if hand is not None:

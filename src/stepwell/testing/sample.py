@@ -11,6 +11,7 @@ from stepwell.backend.base import (
     Created,
     Creation,
     Entry,
+    Filter,
     Header,
     Holder,
     Loaded,
@@ -81,3 +82,10 @@ def seqs(backend: Backend, header: Header) -> list[int]:
 
 def ids(found: Sequence[Loaded]) -> list[str]:
     return [each.header.instance_id for each in found]
+
+
+def dump(backend: Backend) -> list[object]:
+    """Return everything that can be seen through the protocol without a session, to be compared."""
+    headers = backend.list(Filter(limit=10_000))
+    loads = [backend.load(header.instance_id) for header in headers]
+    return [*headers, *loads, *(tuple(backend.history(header.instance, 0, 10_000)) for header in headers)]

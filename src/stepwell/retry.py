@@ -49,7 +49,9 @@ class Retry:
         if not _number(self.jitter) or not 0 <= self.jitter <= 1:
             raise OptionError(f"Retry(jitter=) must be 0 to 1, not {self.jitter!r}")
         for option, kinds in (("on", self.on), ("unless", self.unless)):
-            if not isinstance(kinds, tuple) or not all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds):
+            if not isinstance(kinds, tuple) or not all(
+                isinstance(k, type) and issubclass(k, BaseException) for k in kinds
+            ):
                 raise OptionError(f"Retry({option}=) must be a tuple of exception types, not {kinds!r}")
 
     @property

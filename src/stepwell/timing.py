@@ -48,9 +48,7 @@ def _parse(value: object, what: str) -> float:
         return round(float(match[1]) * _UNITS_US[match[2]])
     if isinstance(value, int | float) and not isinstance(value, bool):
         return round(value * SECOND_US) if value == value and abs(value) < 1e12 else float("inf")
-    raise OptionError(
-        f"{what} must be seconds, a timedelta, or text like '100ms' '30s' '5m' '2h' '1d', not {value!r}"
-    )
+    raise OptionError(f"{what} must be seconds, a timedelta, or text like '100ms' '30s' '5m' '2h' '1d', not {value!r}")
 
 
 def moment(at_us: int) -> datetime:

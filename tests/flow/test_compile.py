@@ -185,6 +185,7 @@ def test_an_input_that_cannot_fit_is_refused() -> None:
     body = n.Body()
     body.nodes = [step("s", n.Input(body), task=sized)]
     refused(body, "given int by the workflow's input", has_input=True, input_type=int)
+    body.input_type = None
     kid = workflow(body, "kid", has_input=True)
     kid.input_type = str
     refused(line(n.ChildNode("kid", kid, n.Const(1))), "workflow 'kid' wants str, but it is given int")

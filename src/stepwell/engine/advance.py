@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
-from ..flow.plan import BODIED, NONE, Key, Plan, Turns
-from ..retry import backoff_us
+from stepwell.flow.plan import BODIED, NONE, Key, Plan, Turns
+from stepwell.retry import backoff_us
+
 from . import events as e
 from . import facts as f
 from .frontier import ROOT, Failure, Frontier, Request, Step, address, apply, apply_straight_on, case_of, input_of
@@ -332,7 +333,9 @@ def _next_attempt(plan: Plan, step: Step, event: e.Errored, now: int) -> tuple[i
         return now + event.after_us, spent
     if not event.retryable or spent >= policy.attempts:
         return -1, spent
-    return now + backoff_us(spent, policy.delay_us, policy.factor, policy.max_delay_us, policy.jitter, event.draw), spent
+    return now + backoff_us(
+        spent, policy.delay_us, policy.factor, policy.max_delay_us, policy.jitter, event.draw
+    ), spent
 
 
 def _begun(plan: Plan, state: Frontier, event: e.Begun, now: int) -> Sequence[f.Fact]:
@@ -488,7 +491,9 @@ def _go_on_in_parallels(turn: _Turn, done: Sequence[Key]) -> None:
 
 
 def _settled_event(plan: Plan, state: Frontier, event: e.Settled, now: int) -> Sequence[f.Fact]:
-    closing = [(key, state.steps[key]) for key in event.steps if key in state.steps and state.steps[key].phase == "closing"]
+    closing = [
+        (key, state.steps[key]) for key in event.steps if key in state.steps and state.steps[key].phase == "closing"
+    ]
     if not closing:
         return NOTHING
     turn = _Turn(plan, state, now)

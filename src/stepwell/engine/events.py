@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..flow.plan import Key, Turns
+from stepwell.flow.plan import Key, Turns
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):

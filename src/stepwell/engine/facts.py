@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from ..flow.plan import Key, Turns
+from stepwell.flow.plan import Key, Turns
 
 EndState: TypeAlias = Literal["completed", "failed", "cancelled"]
 
@@ -209,7 +209,16 @@ Head: TypeAlias = (
     | RunReopened | RunHeld | StepsSettled | RouteTaken | CursorKept
 )  # fmt: skip
 Consequence: TypeAlias = (
-    Opened | MessageTaken | Turned | ScopeDone | StepRefused | ChildFailed | Skipped | ScopeFailing | ScopeFailed | RunEnded
+    Opened
+    | MessageTaken
+    | Turned
+    | ScopeDone
+    | StepRefused
+    | ChildFailed
+    | Skipped
+    | ScopeFailing
+    | ScopeFailed
+    | RunEnded
 )
 Fact: TypeAlias = Head | Consequence
 

@@ -14,8 +14,9 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from ..flow.plan import NONE, Key, Plan, Turns
-from ..types import State
+from stepwell.flow.plan import NONE, Key, Plan, Turns
+from stepwell.types import State
+
 from . import facts as f
 
 Phase: TypeAlias = Literal["ready", "began", "parked", "closing", "closed", "failed"]
@@ -138,7 +139,10 @@ class Frontier:
             return 0
         if self.paused:
             return None
-        return min((s.due_us for s in self.steps.values() if s.phase == "ready" or (s.phase == "parked" and s.due_us)), default=None)
+        return min(
+            (s.due_us for s in self.steps.values() if s.phase == "ready" or (s.phase == "parked" and s.due_us)),
+            default=None,
+        )
 
 
 def address(plan: Plan, state: Frontier, node: int, turns: Turns) -> int:
@@ -544,7 +548,12 @@ def from_image(stored: bytes) -> Frontier:
     state.values = {(node, turns): at for node, turns, at in image.values}
     state.cursors = {(node, turns): at for node, turns, at in image.cursors}
     state.tags, state.inbox, state.stalled = image.tags, image.inbox, image.stalled
-    state.cancelling, state.paused, state.held, state.failure = image.cancelling, image.paused, image.held, image.failure
+    state.cancelling, state.paused, state.held, state.failure = (
+        image.cancelling,
+        image.paused,
+        image.held,
+        image.failure,
+    )
     state.ended = image.ended
     return state
 

@@ -16,10 +16,11 @@ from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
 import msgspec
 
-from ..codec import JsonCodec, assignable, digest, type_name
-from ..errors import CodecError, GraphError
-from ..retry import Retry
-from ..types import NEST_MAX, NODES_MAX
+from stepwell.codec import JsonCodec, assignable, digest, type_name
+from stepwell.errors import CodecError, GraphError
+from stepwell.retry import Retry
+from stepwell.types import NEST_MAX, NODES_MAX
+
 from . import nodes as n
 from .declared import declared, may_say_again
 from .fingerprint import fingerprint_of
@@ -43,13 +44,13 @@ class Bodies:
         where: ``file:line`` of the user's call.
     """
 
-    tasks: dict[int, AnyTask] = field(default_factory=lambda: {})
-    types: dict[int, object] = field(default_factory=lambda: {})
-    payloads: dict[str, object] = field(default_factory=lambda: {})
-    wanted: dict[int, tuple[tuple[object, ...], dict[str, object]]] = field(default_factory=lambda: {})
-    cases: dict[int, dict[tuple[type, object], str]] = field(default_factory=lambda: {})
-    constants: list[object] = field(default_factory=lambda: [])
-    where: dict[int, str] = field(default_factory=lambda: {})
+    tasks: dict[int, AnyTask] = field(default_factory=dict)
+    types: dict[int, object] = field(default_factory=dict)
+    payloads: dict[str, object] = field(default_factory=dict)
+    wanted: dict[int, tuple[tuple[object, ...], dict[str, object]]] = field(default_factory=dict)
+    cases: dict[int, dict[tuple[type, object], str]] = field(default_factory=dict)
+    constants: list[object] = field(default_factory=list)
+    where: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -58,8 +59,8 @@ class _Row:
     name: str
     parent: int
     depth: int
-    children: list[int] = field(default_factory=lambda: [])
-    more: dict[str, Any] = field(default_factory=lambda: {})
+    children: list[int] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 _Env: TypeAlias = dict[int, Arg]
@@ -183,13 +184,21 @@ class _Compiler:
 
     def _visible(self, arg: Arg | None, what: str, reader: int, where: str) -> Arg:
         if arg is None:
-            raise GraphError(f"the value of {what!r} is not known here: it belongs to another workflow or comes later", where)
+            raise GraphError(
+                f"the value of {what!r} is not known here: it belongs to another workflow or comes later", where
+            )
         around = set(self._upwards(reader))
         for producer in refs(arg):
-            scope = next((s for s in self._upwards(self.rows[producer].parent) if s in around or self.rows[s].kind in HIDDEN), 0)
+            scope = next(
+                (s for s in self._upwards(self.rows[producer].parent) if s in around or self.rows[s].kind in HIDDEN), 0
+            )
             if scope not in around:
-                kind = {"case": "a route's case", "turn": "a loop's body", "timeout": "a timeout branch"}[self.rows[scope].kind]
-                raise GraphError(f"the value of {what!r} lives inside {kind}; return it from there to use it outside", where)
+                kind = {"case": "a route's case", "turn": "a loop's body", "timeout": "a timeout branch"}[
+                    self.rows[scope].kind
+                ]
+                raise GraphError(
+                    f"the value of {what!r} lives inside {kind}; return it from there to use it outside", where
+                )
         return arg
 
     # --- nodes ---
@@ -316,7 +325,9 @@ class _Compiler:
             for sequence in inner:
                 self._check_says_again(self.rows[sequence].more.get("output", NONE), turn, node)
         else:
-            raise GraphError(f"loop {node.name!r}: its body must end with a task that returns Again or Done", node.where)
+            raise GraphError(
+                f"loop {node.name!r}: its body must end with a task that returns Again or Done", node.where
+            )
 
     def _signal(self, node: n.SignalNode, parent: int, depth: int, env: _Env) -> int:
         self._check_signal_type(node)
@@ -406,7 +417,9 @@ def _numbers(policy: Retry) -> RetryNumbers:
     return RetryNumbers(policy.attempts, policy.delay_us, policy.factor, policy.max_delay_us, policy.jitter)
 
 
-def wanted_types(task: AnyTask, count: int, kwargs: Mapping[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
+def wanted_types(
+    task: AnyTask, count: int, kwargs: Mapping[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the declared types of a call's arguments: ``count`` positional ones, then those by name."""
     kinds = [p for p in task.params.values() if p.kind.name in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")]
     rest = next((p.annotation for p in task.params.values() if p.kind.name == "VAR_POSITIONAL"), Any)
@@ -436,7 +449,9 @@ def check_cases(node: n.RouteNode) -> None:
     """Refuse keys that no value can have, and declared values without a case. Raises GraphError."""
     for key, _ in node.cases:
         if not isinstance(key, str | int | Enum):
-            raise GraphError(f"route {node.name!r}: a key is a str, int, bool or Enum, not {type(key).__name__}", node.where)
+            raise GraphError(
+                f"route {node.name!r}: a key is a str, int, bool or Enum, not {type(key).__name__}", node.where
+            )
     declared = declared_keys(node.key_type)
     if declared is None:
         return

@@ -71,7 +71,7 @@ Source: TypeAlias = Value | Input | Select | Const | Display
 class Body:
     """Nodes in the order they run, and where the output comes from (``None``: the output is None)."""
 
-    nodes: list[Node] = field(default_factory=lambda: [])
+    nodes: list[Node] = field(default_factory=list)
     output: Source | None = None
     input_type: object = None
 

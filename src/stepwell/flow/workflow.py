@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 
-from ..errors import OptionError, UsageError
-from ..types import METADATA_BYTES_MAX, check_name
+from stepwell.errors import OptionError, UsageError
+from stepwell.types import METADATA_BYTES_MAX, check_name
+
 from .compile import Bodies, compile_workflow
 from .nodes import Body
 from .plan import Plan

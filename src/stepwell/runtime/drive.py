@@ -396,11 +396,11 @@ class Drive:
             return
         changes = [live.change(self._rest_of(live)) for live in dirty]
         for live, outcome in zip(dirty, self._write(changes), strict=True):
-            if outcome == "done":
+            if outcome == "conflict":
+                self._redo(live)
+            else:
                 live.committed()
                 self._release(live)
-            else:
-                self._redo(live)
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
         backend = self.room.backend

@@ -31,7 +31,9 @@ GROUP = 500  # rows to a commit where there are many: what a turn of stepwell ta
 _APPEND = "INSERT INTO journal (instance, seq, at_us, took_us, facts, output) VALUES (?, ?, ?, ?, ?, ?)"
 _AGENDA = "INSERT INTO agenda (instance, definition, due_us, session) VALUES (?, ?, 0, 1)"
 _END = "DELETE FROM agenda WHERE instance = ?"
-_REST = "UPDATE instance SET state = ?, updated_us = ?, ended_us = ?, result_seq = ?, image_seq = ? WHERE id = ?"
+_REST = (
+    "UPDATE instance SET state = ?, updated_us = ?, ended_us = ?, result_seq = ?, image_seq = ?, image = ? WHERE id = ?"
+)
 _READ = "SELECT seq, facts, NULL, at_us, took_us FROM journal WHERE instance = ? AND seq > 0 ORDER BY seq"
 
 Statement = tuple[str, list[tuple[Any, ...]]]
@@ -163,7 +165,7 @@ def _creation(instances: dict[int, dict[str, Any]], firsts: list[tuple[Any, ...]
 
 def _ending(ended: Iterable[tuple[int, dict[str, Any]]]) -> list[Statement]:
     rests = [
-        (row["state"], row["updated_us"], row["ended_us"], row["result_seq"], row["image_seq"], number)
+        (*(row[name] for name in ("state", "updated_us", "ended_us", "result_seq", "image_seq", "image")), number)
         for number, row in ended
     ]
     return [(_REST, rests), (_END, [(rest[-1],) for rest in rests])]

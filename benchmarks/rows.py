@@ -32,7 +32,7 @@ class Row(NamedTuple):
     base: int | None = None
 
 
-FLAT = Goal("growth", 1.3, 1.1)
+FLAT = Goal("growth", 1.3, 1.1)  # "flat", with room for noise
 IN_MEMORY = Goal("", 2, 0.5)
 MEMORY = Goal("", 6, 3)
 SQLITE = Goal("raw", 1.4, 1.2)

@@ -65,11 +65,9 @@ class Mailbox:
 
     def drain(self) -> list[object]:
         items: list[object] = []
-        while True:
-            try:
-                items.append(self._items.get_nowait())
-            except Empty:
-                return items
+        while not self._items.empty():  # this thread alone takes out, so what is seen here stays
+            items.append(self._items.get())
+        return items
 
     def wait(self, timeout_s: float | None) -> list[object]:
         """Return what is there, waiting until there is something or the time is over."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ..backend.base import Change, Message, Rest
 from ..engine import events as e
@@ -35,10 +35,9 @@ from .live import Arrived, Live, event_of
 if TYPE_CHECKING:
     import asyncio
 
-    from ..backend.base import Session
+    from ..backend.base import Backend
     from .room import Room
 
-T = TypeVar("T")
 
 BUSY_MAIL_NS: Final = 10_000_000  # how long a busy drive may overlook a posted request
 TURN_STEPS: Final = 500  # a commit is shared by at most so many steps …
@@ -122,7 +121,8 @@ class Drive:
         try:
             while self._lives:
                 self._start_ready()
-                self._take_in(self.mailbox.drain())
+                if not self.mailbox.empty():
+                    self._take_in(self.mailbox.drain())
                 self._commit()
                 self._read_mail(at_least_ns=BUSY_MAIL_NS)
                 if self._timer_due():
@@ -169,8 +169,11 @@ class Drive:
         nothing_came = self.mailbox.empty
         while ready:
             live, key = ready.popleft()
-            step = live.state.steps.get(key)
-            if step is None or step.phase not in _START_PHASES or key in live.flights or live.gated:
+            state = live.state
+            step = state.steps.get(key)
+            if step is None or step.phase not in _START_PHASES or key in live.flights:
+                continue
+            if state.ended or state.held or state.paused or state.cancelling:
                 continue
             body = live.bodies[key[0]]
             assert body is not None
@@ -403,17 +406,23 @@ class Drive:
                 self._release(live)
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
-        backend = self.room.backend
-        assert backend is not None
-        return self._in_session(lambda session: backend.commit(session, changes))
-
-    def _in_session(self, action: Callable[[Session], T]) -> T:
+        assert self.room.backend is not None
         try:
-            return action(self.room.session())
+            return self.room.backend.commit(self.room.session(), changes)
         except LeaseLost:
-            self.room.check_open()  # a close() from another thread ends the session too
-            self.room.forget_session()
+            self._session_lost()
             raise
+
+    def _posted(self, backend: Backend) -> Mapping[int, Sequence[Message]]:
+        try:
+            return backend.mail(self.room.session())
+        except LeaseLost:
+            self._session_lost()
+            raise
+
+    def _session_lost(self) -> None:
+        self.room.check_open()  # a close() from another thread ends the session too
+        self.room.forget_session()
 
     def _rest_of(self, live: Live) -> Rest | None:
         """Describe an instance that this commit leaves with nothing to do; ``None`` while it goes on."""
@@ -543,7 +552,7 @@ class Drive:
         if hint == self._hint:
             return
         by_number = {live.instance: live for live in self._lives.values()}
-        for number, messages in self._in_session(backend.mail).items():
+        for number, messages in self._posted(backend).items():
             if (live := by_number.get(number)) is not None:
                 for message in messages:
                     self._take_message(live, message)

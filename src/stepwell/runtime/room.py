@@ -54,7 +54,8 @@ class Room:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.lease_us, self.poll_us = lease_us, poll_us
         self.backend_id = backend.backend_id if backend is not None else secrets.token_hex(8)
-        self.draw: Callable[[], float] = random.Random().random  # noqa: S311  # spreads retries, guards nothing
+        self._random = random.Random()  # noqa: S311  # spreads retries and names runs; guards nothing
+        self.draw: Callable[[], float] = self._random.random
         self._threads_limit = threads
         self._lock = threading.RLock()
         self._prepared: dict[int, Prepared] = {}
@@ -86,6 +87,10 @@ class Room:
         with self._lock:
             known = (p for p in self._prepared.values() if p.plan.fingerprint == plan.fingerprint and p.plan.name == plan.name)
             return next((p.signal_types.get(name, Any) for p in known), Any)
+
+    def fresh_id(self) -> str:
+        """Return an id that no other instance has; drawing it costs next to nothing."""
+        return f"{self._random.getrandbits(80):020x}"
 
     # --- who works on what ---
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +96,7 @@ def enter_all(drive: Drive, workflow: AnyWorkflow, starts: Sequence[Start]) -> l
 
 
 def _new_live(room: Room, prepared: Prepared, start: Start) -> Live:
-    instance_id = secrets.token_hex(8) if start.instance_id is None else check_instance_id(start.instance_id)
+    instance_id = room.fresh_id() if start.instance_id is None else check_instance_id(start.instance_id)
     live = Live(room, prepared, instance_id, 0, 1, copy_context())
     live.advance(Arrived(e.Start(), _encode_input(prepared, start.value), room.clock.now_us()))
     return live

@@ -1,0 +1,85 @@
+"""What `import stepwell` promises: its names, its cost, and its types."""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stepwell
+
+#: modules that a program which only defines tasks and workflows must not pay for
+DEAR = ("apsw", "asyncio", "attr", "click", "concurrent.futures", "multiprocessing", "pydantic", "rich", "sqlite3", "ssl")
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the modules that a fresh interpreter has after a statement."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys; print(*sys.modules)"],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": str(Path(stepwell.__file__).parents[1])},
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_all_is_sorted_and_whole() -> None:
+    """Every name of __all__ exists, and every name bound on purpose is in it."""
+    assert list(stepwell.__all__) == sorted(stepwell.__all__)
+    assert len(set(stepwell.__all__)) == len(stepwell.__all__)
+    for name in stepwell.__all__:
+        assert getattr(stepwell, name) is not None
+    assert set(dir(stepwell)) == set(stepwell.__all__)
+
+
+def test_every_exception_and_front_end_is_exported() -> None:
+    """errors.py in full, and whatever __init__ imports."""
+    errors = {name for name, kind in vars(stepwell.errors).items() if isinstance(kind, type) and kind.__module__ == "stepwell.errors"}
+    assert errors <= set(stepwell.__all__)
+    tree = ast.parse(Path(stepwell.__file__).read_text())
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+    bound = {alias.asname or alias.name for node in imports for alias in node.names}
+    assert bound <= set(stepwell.__all__)
+
+
+def test_names_that_are_imported_later_are_the_real_ones() -> None:
+    """And the same object every time."""
+    from stepwell.runtime.checkpointing import CheckpointingRunner
+
+    assert stepwell.CheckpointingRunner is CheckpointingRunner
+    assert stepwell.CheckpointingRunner is stepwell.CheckpointingRunner
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """With the name."""
+    with pytest.raises(AttributeError, match="nonsense"):
+        stepwell.nonsense  # noqa: B018
+
+
+def test_importing_stepwell_is_cheap() -> None:
+    """Defining a workflow loads no event loop, no database and no terminal library."""
+    define = "import stepwell\n@stepwell.task\ndef t(x: int) -> int: return x\n@stepwell.workflow\ndef w(x: int) -> int: return t(x)"
+    assert not imported_by("import stepwell") & set(DEAR)
+    assert not imported_by(define) & {"apsw", "asyncio", "click", "pydantic", "rich", "sqlite3"}
+
+
+def test_running_sync_tasks_in_memory_loads_no_event_loop_and_no_database() -> None:
+    """What is not used is not paid for."""
+    run = "import stepwell\n@stepwell.task\ndef t(x: int) -> int: return x\n@stepwell.workflow\ndef w(x: int) -> int: return t(x)\n"
+    found = imported_by(run + "with stepwell.InProcessRunner() as r: assert r.run(w, 1) == 1")
+    assert not found & {"apsw", "asyncio", "click", "pydantic", "rich", "sqlite3"}
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """py.typed is there, and is found as an installed resource."""
+    assert importlib.resources.files("stepwell").joinpath("py.typed").is_file()
+
+
+def test_the_testing_package_exports_the_clock() -> None:
+    """As public API for users' own tests."""
+    import stepwell.testing
+
+    assert list(stepwell.testing.__all__) == sorted(stepwell.testing.__all__)
+    assert "VirtualClock" in stepwell.testing.__all__

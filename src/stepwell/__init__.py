@@ -55,7 +55,6 @@ from .errors import (
     WorkflowCancelled,
     WorkflowFailed,
 )  # fmt: skip
-from .flow.builder import Chain, Flow
 from .flow.task import Task, inject, task
 from .flow.trace import branch, delay, loop, parallel, route, signal, workflow
 from .flow.workflow import Workflow
@@ -64,6 +63,7 @@ from .runtime.context import TaskContext, task_context
 from .types import Again, ConflictPolicy, Done, Limits
 
 if TYPE_CHECKING:
+    from .flow.builder import Chain, Flow
     from .backend.base import Backend
     from .backend.memory import InMemoryBackend
     from .backend.sqlite import SqliteBackend
@@ -76,8 +76,10 @@ _LATER = {
     "AsyncCheckpointingRunner": "runtime.checkpointing",
     "AsyncInProcessRunner": "runtime.in_process",
     "Backend": "backend.base",
+    "Chain": "flow.builder",
     "CheckpointingRunner": "runtime.checkpointing",
     "Codec": "codec",
+    "Flow": "flow.builder",
     "InMemoryBackend": "backend.memory",
     "InProcessRunner": "runtime.in_process",
     "InstanceStatus": "runtime.ending",

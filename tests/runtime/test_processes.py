@@ -61,7 +61,7 @@ def job_of(
     room = Room(None, stored=stored, codec=codec, deps=deps)
     prepared = room.prepare(Flow("flow", metadata=metadata or {}).then(step).build())
     live = Live(room, prepared, "order-42", 1, 1, copy_context())
-    body = next(body for body in prepared.bodies if body is not None)
+    body = prepared.body(next(iter(prepared.workflow.bodies.tasks)))
     return Job(live, body, body.node, (), 1, [live.encode(value)])
 
 

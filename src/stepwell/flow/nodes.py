@@ -7,8 +7,9 @@ by identity, because the same task may stand in many places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
     from .task import AnyTask
@@ -23,37 +24,32 @@ OnMax: TypeAlias = Literal["fail", "last"]
 # --- where values come from ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Value:
+class Value(msgspec.Struct, frozen=True, eq=False):
     """What a node yields."""
 
     node: Node
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Input:
+class Input(msgspec.Struct, frozen=True, eq=False):
     """What a body is entered with: a workflow's input, or a loop's value of this turn."""
 
     body: Body
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Select:
+class Select(msgspec.Struct, frozen=True, eq=False):
     """A part of a value, chosen when the consumer is bound."""
 
     base: Source
     steps: tuple[SelectorStep, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Const:
+class Const(msgspec.Struct, frozen=True, eq=False):
     """A value written in the workflow itself."""
 
     value: object
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Display:
+class Display(msgspec.Struct, frozen=True, eq=False):
     """A list, tuple or dict written around sources; ``keys`` is empty unless it is a dict."""
 
     kind: DisplayKind
@@ -67,17 +63,15 @@ Source: TypeAlias = Value | Input | Select | Const | Display
 # --- nodes ------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
-class Body:
+class Body(msgspec.Struct, eq=False):
     """Nodes in the order they run, and where the output comes from (``None``: the output is None)."""
 
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[Node] = []
     output: Source | None = None
     input_type: object = None
 
 
-@dataclass(slots=True, eq=False)
-class TaskNode:
+class TaskNode(msgspec.Struct, eq=False):
     name: str
     task: AnyTask
     args: tuple[Source, ...]
@@ -86,8 +80,7 @@ class TaskNode:
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class ParallelNode:
+class ParallelNode(msgspec.Struct, eq=False):
     """Children start as soon as what they read is there; its end waits for all of them."""
 
     name: str
@@ -97,16 +90,14 @@ class ParallelNode:
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class BranchNode:
+class BranchNode(msgspec.Struct, eq=False):
     name: str
     body: Body
     where: str = ""
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class RouteNode:
+class RouteNode(msgspec.Struct, eq=False):
     """``label`` is the key's name in paths; ``key_type`` the declared type of the key, for the check at build."""
 
     name: str
@@ -119,8 +110,7 @@ class RouteNode:
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class LoopNode:
+class LoopNode(msgspec.Struct, eq=False):
     name: str
     first: Source
     body: Body
@@ -130,16 +120,14 @@ class LoopNode:
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class DelayNode:
+class DelayNode(msgspec.Struct, eq=False):
     name: str
     duration_us: int
     where: str = ""
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class SignalNode:
+class SignalNode(msgspec.Struct, eq=False):
     name: str
     signal: str
     payload_type: object
@@ -149,8 +137,7 @@ class SignalNode:
     was: str = ""
 
 
-@dataclass(slots=True, eq=False)
-class ChildNode:
+class ChildNode(msgspec.Struct, eq=False):
     """Another workflow, inlined by the compiler; ``arg`` feeds its input."""
 
     name: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
@@ -13,6 +12,8 @@ from ..errors import NoTaskContext
 from ..timing import moment
 
 if TYPE_CHECKING:
+    import logging
+
     from ..flow.plan import Turns
 
 D = TypeVar("D")
@@ -121,6 +122,8 @@ class TaskContext:
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry instance, path and attempt."""
+        import logging
+
         extra = {"instance_id": self.instance_id, "path": self.path, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"stepwell.task.{self.workflow}"), extra)
 

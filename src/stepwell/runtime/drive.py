@@ -120,11 +120,15 @@ class Drive:
         token = CURRENT.set(self._cell)
         try:
             while self._lives:
-                self._start_ready()
+                if self._ready:
+                    self._start_some()
+                    self._hand_over()
                 if not self.mailbox.empty():
                     self._take_in(self.mailbox.drain())
-                self._commit()
-                self._read_mail(at_least_ns=BUSY_MAIL_NS)
+                if self._dirty:
+                    self._commit()
+                if time.perf_counter_ns() - self._mail_at > BUSY_MAIL_NS:
+                    self._read_mail()
                 if self._timer_due():
                     self._fire()
                 if self._ready or not self._lives:
@@ -159,11 +163,6 @@ class Drive:
 
     # --- starting ---
 
-    def _start_ready(self) -> None:
-        if self._ready:
-            self._start_some()
-            self._hand_over()
-
     def _start_some(self) -> None:
         ready, began, started = self._ready, time.perf_counter_ns(), 0
         nothing_came = self.mailbox.empty
@@ -175,8 +174,7 @@ class Drive:
                 continue
             if state.ended or state.held or state.paused or state.cancelling:
                 continue
-            body = live.bodies[key[0]]
-            assert body is not None
+            body = live.body_of(key[0])
             if body.at_most_once and step.phase == "ready":
                 live.upcoming.append(key)
                 self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
@@ -542,12 +540,12 @@ class Drive:
 
     # --- messages ---
 
-    def _read_mail(self, at_least_ns: int = 0) -> None:
-        """Take in what others posted to the instances held here, unless that was done less than so long ago."""
-        backend, now = self.room.backend, time.perf_counter_ns()
-        if backend is None or not self._lives or now - self._mail_at < at_least_ns:
+    def _read_mail(self) -> None:
+        """Take in what others posted to the instances held here."""
+        backend = self.room.backend
+        self._mail_at = time.perf_counter_ns()
+        if backend is None or not self._lives:
             return
-        self._mail_at = now
         hint = backend.hint()
         if hint == self._hint:
             return

@@ -50,16 +50,16 @@ class Order(NamedTuple):
     deliver: Deliver
 
 
-FEW: Final = 4  # so many threads take up a batch at once
+FEW: Final = 4  # a batch of so many orders gets a thread for each at once
 PACE_S: Final = 0.001
 
 
 class Threads:
     """Up to ``limit`` daemon threads that share one queue of orders.
 
-    Waking a thread for each small task costs more than the task. So a batch wakes a few threads only, and while orders
+    Waking a thread for each small task costs more than the task. So a large batch wakes one thread, and while orders
     wait, a pacemaker looks in every millisecond and doubles the number of busy threads whenever the queue has not moved.
-    Bodies that block soon all run side by side; bodies that return at once stay on a few threads.
+    Bodies that block soon all run side by side; bodies that return at once stay on one thread.
     """
 
     def __init__(self, limit: int) -> None:
@@ -74,8 +74,10 @@ class Threads:
     def submit(self, orders: Sequence[Order]) -> list[Flight]:
         """Run each job in its context on some thread and deliver its :class:`Outcome`."""
         self._orders.extend(orders)
-        self._rouse(min(len(orders), FEW))
-        if len(orders) > FEW:
+        if len(orders) <= FEW:
+            self._rouse(len(orders))
+        else:
+            self._rouse(1)
             self._keep_pace()
         return [Flight(order.job, None) for order in orders]
 

@@ -220,7 +220,7 @@ def steered(error: BaseException) -> tuple[bool, int] | None:
 
 
 class Prepared:
-    """A workflow ready to run in one runner: its dependencies are found and its arguments composed.
+    """A workflow ready to run in one runner: its dependencies are found; bodies are composed as they are first needed.
 
     Raises:
         MissingDependency: the runner was given no value for an ``inject()``.
@@ -231,26 +231,39 @@ class Prepared:
         self.definition = 0
         self.input_decoder = codec.decoder(workflow.input_type if workflow.has_input else Any)
         self.output_decoder = codec.decoder(workflow.output_type)
-        composer = _Composer(workflow, codec, stored)
-        self.bodies: list[Body | None] = [
-            composer.body(node, deps) if kind in BODIED else None for node, kind in enumerate(self.plan.kind)
-        ]
+        self._composer = _Composer(workflow, codec, stored, deps)
+        self._bodies: list[Body | None] = [None] * len(self.plan.nodes)
         self.signal_types = workflow.bodies.payloads
+
+    def body(self, node: int) -> Body:
+        """Return what runs at a node; a run that goes on at its end needs few of them."""
+        body = self._bodies[node]
+        if body is None:
+            body = self._bodies[node] = self._composer.body(node)
+        return body
 
 
 class _Composer:
-    def __init__(self, workflow: AnyWorkflow, codec: Codec, stored: bool) -> None:
+    def __init__(self, workflow: AnyWorkflow, codec: Codec, stored: bool, deps: Mapping[object, object]) -> None:
         self.plan: Plan = workflow.plan
         self.bodies, self.codec, self.stored = workflow.bodies, codec, stored
+        self.injected: dict[int, dict[str, object]] = {}
+        for task in {id(task): task for task in self.bodies.tasks.values()}.values():
+            found = {k: dependency(deps, task.name, k, t) for k, t in task.injected.items()}
+            if task.options.run_in == "process":
+                from .processes import remote_of
 
-    def body(self, node: int, deps: Mapping[object, object]) -> Body:
+                remote_of(task, binding([], {}), found, codec)  # refuses what a process could not find
+            self.injected[id(task)] = found
+
+    def body(self, node: int) -> Body:
         row = self.plan.nodes[node]
         positions = {ref: at for at, ref in enumerate(dict.fromkeys(r for a in _all_args(row) for r in refs(a)))}
         wanted, wanted_by_name = self.bodies.wanted[node]
         getters = [self.getter(a, w, positions) for a, w in zip(row.args, wanted, strict=True)]
         named = {k: self.getter(a, wanted_by_name[k], positions) for k, a in row.kwargs}
         if row.kind == "task":
-            body = self._task_body(node, tuple(positions), getters, named, deps)
+            body = self._task_body(node, tuple(positions), getters, named)
         else:
             body = Body(node, row.kind, row.name, tuple(positions), getters[0])
             body.cases = self._cases(node)
@@ -266,11 +279,9 @@ class _Composer:
             cases[(type(None), "else")] = "else"
         return cases
 
-    def _task_body(
-        self, node: int, reads: tuple[int, ...], getters: list[Getter], named: dict[str, Getter], deps: Mapping[object, object],
-    ) -> Body:  # fmt: skip
+    def _task_body(self, node: int, reads: tuple[int, ...], getters: list[Getter], named: dict[str, Getter]) -> Body:
         row, task = self.plan.nodes[node], self.bodies.tasks[node]
-        injected = {k: dependency(deps, task.name, k, t) for k, t in task.injected.items()}
+        injected = self.injected[id(task)]
         body = Body(node, "task", row.name, reads, compose(task.fn, getters, named, injected))
         body.task, body.is_async, body.retry = task, task.is_async, task.options.retry
         body.timeout_us, body.run_in = task.options.timeout_us, task.options.run_in

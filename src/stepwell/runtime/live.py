@@ -45,19 +45,20 @@ class Live:
     """
 
     __slots__ = (
-        "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance", "instance_id",
-        "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "stored", "taken", "upcoming", "workflow",
+        "arrived", "backend_id", "base", "body_of", "context", "entries", "errors", "flights", "instance", "instance_id",
+        "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored", "taken", "upcoming", "workflow",
     )  # fmt: skip
 
     def __init__(self, room: Room, prepared: Prepared, instance_id: str, instance: int, run: int, context: Context) -> None:
         self.room, self.prepared, self.plan = room, prepared, prepared.plan
-        self.bodies: Sequence[Body | None] = prepared.bodies
+        self.body_of = prepared.body
         self.instance_id, self.instance, self.run, self.context = instance_id, instance, run, context
         self.workflow, self.metadata = prepared.workflow.name, prepared.workflow.metadata
         self.backend_id, self.stored = room.backend_id, prepared.stored
         self.state = Frontier()
         self.base = 0
         self.store: dict[int, Any] = {0: None}
+        self.store_limit = _STORE_SLACK
         self.errors: dict[int, BaseException] = {}
         self.entries: list[Entry] = []
         self.arrived: list[Arrived] = []
@@ -80,7 +81,7 @@ class Live:
         if self.room.backend is not None:
             self.entries.append(Entry(seq, f.encode(facts), arrived.output, arrived.at_us, arrived.took_us))
             self.arrived.append(arrived)
-        elif len(self.store) > _STORE_SLACK:
+        elif len(self.store) > self.store_limit:
             self._prune()
         return facts
 
@@ -94,10 +95,10 @@ class Live:
         return rows
 
     def _prune(self) -> None:
-        """Forget values that nobody can read any more; called so rarely that a step pays next to nothing."""
+        """Forget values that nobody can read any more, and wait until as many again have come: a step pays next to nothing."""
         needed = self._needed()
-        if len(self.store) > 2 * len(needed) + _STORE_SLACK:
-            self.store = {at: raw for at, raw in self.store.items() if at in needed}
+        self.store = {at: raw for at, raw in self.store.items() if at in needed}
+        self.store_limit = 2 * len(self.store) + _STORE_SLACK
 
     def _needed(self) -> set[int]:
         state = self.state
@@ -174,7 +175,7 @@ class Live:
         """Take note that everything noted so far is stored."""
         self.base = self.state.seq
         self.entries, self.arrived, self.taken = [], [], []
-        if len(self.store) > _STORE_SLACK:
+        if len(self.store) > self.store_limit:
             self._prune()
 
     def rest(self, release: bool) -> Rest:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..codec import Codec, JsonCodec
 from ..errors import AlreadyRunning, Closed, LeaseLost
+from ..flow.plan import Plan
 from ..types import DEFAULT_LIMITS, Limits
 from .clock import AnyMailbox, Clock, SystemClock
 from .hands import Deliver, Flight, LoopThread, Threads
@@ -19,11 +20,12 @@ from .invoke import Job, Prepared
 
 if TYPE_CHECKING:
     from ..backend.base import Backend, Session
-    from ..flow.plan import Plan
     from ..flow.workflow import AnyWorkflow
     from .processes import Processes
 
 _LOG: Final = logging.getLogger("stepwell.runtime")
+
+PLANS_MAX: Final = 256  # definitions a client meets at a time; more are read again
 
 
 class Room:
@@ -59,6 +61,7 @@ class Room:
         self._threads_limit = threads
         self._lock = threading.RLock()
         self._prepared: dict[int, Prepared] = {}
+        self._plans: dict[tuple[str, str], Plan] = {}
         self._working: dict[str, tuple[AnyMailbox, Plan]] = {}
         self._closed = False
         self._threads: Threads | None = None
@@ -91,6 +94,16 @@ class Room:
     def fresh_id(self) -> str:
         """Return an id that no other instance has; drawing it costs next to nothing."""
         return f"{self._random.getrandbits(80):020x}"
+
+    def stored_plan(self, name: str, fingerprint: str) -> Plan | None:
+        """Return a definition's plan as the store has it; a plan never changes, so it is read once."""
+        assert self.backend is not None
+        plan = self._plans.get((name, fingerprint))
+        if plan is None and (stored := self.backend.plan(fingerprint, name)) is not None:
+            if len(self._plans) >= PLANS_MAX:
+                self._plans.clear()
+            plan = self._plans[(name, fingerprint)] = Plan.from_bytes(stored)
+        return plan
 
     # --- who works on what ---
 

@@ -372,10 +372,9 @@ def _load(room: Room, instance_id: str) -> Loaded:
 
 def stored_plan(room: Room, header: Header) -> Plan:
     """Return the plan that an instance was last advanced with. Raises InstanceDamaged if it is not stored."""
-    assert room.backend is not None
-    stored = room.backend.plan(header.fingerprint, header.workflow)
-    if stored is None:
+    plan = room.stored_plan(header.workflow, header.fingerprint)
+    if plan is None:
         raise InstanceDamaged(header.instance_id, f"the plan of workflow {header.workflow!r} is missing from the store")
-    return Plan.from_bytes(stored)
+    return plan
 
 

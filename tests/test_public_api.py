@@ -13,7 +13,18 @@ import pytest
 import stepwell
 
 #: modules that a program which only defines tasks and workflows must not pay for
-DEAR = ("apsw", "asyncio", "attr", "click", "concurrent.futures", "multiprocessing", "pydantic", "rich", "sqlite3", "ssl")
+DEAR = (
+    "apsw",
+    "asyncio",
+    "attr",
+    "click",
+    "concurrent.futures",
+    "multiprocessing",
+    "pydantic",
+    "rich",
+    "sqlite3",
+    "ssl",
+)
 
 
 def imported_by(statement: str) -> set[str]:
@@ -36,7 +47,11 @@ def test_all_is_sorted_and_whole() -> None:
 
 def test_every_exception_and_front_end_is_exported() -> None:
     """errors.py in full, and whatever __init__ imports."""
-    errors = {name for name, kind in vars(stepwell.errors).items() if isinstance(kind, type) and kind.__module__ == "stepwell.errors"}
+    errors = {
+        name
+        for name, kind in vars(stepwell.errors).items()
+        if isinstance(kind, type) and kind.__module__ == "stepwell.errors"
+    }
     assert errors <= set(stepwell.__all__)
     tree = ast.parse(Path(stepwell.__file__).read_text())
     imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]

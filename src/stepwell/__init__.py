@@ -63,11 +63,12 @@ from .runtime.context import TaskContext, task_context
 from .types import Again, ConflictPolicy, Done, Limits
 
 if TYPE_CHECKING:
-    from .flow.builder import Chain, Flow
+    __version__: str
     from .backend.base import Backend
     from .backend.memory import InMemoryBackend
     from .backend.sqlite import SqliteBackend
     from .codec import Codec, JsonCodec, MsgpackCodec, Record
+    from .flow.builder import Chain, Flow
     from .runtime.checkpointing import AsyncCheckpointingRunner, CheckpointingRunner
     from .runtime.ending import InstanceStatus
     from .runtime.in_process import AsyncInProcessRunner, InProcessRunner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from .errors import OptionError, Permanent
 from .timing import Duration, duration_us
@@ -48,11 +48,8 @@ class Retry:
             raise OptionError(f"Retry(factor=) must be 1 to 1000, not {self.factor!r}")
         if not _number(self.jitter) or not 0 <= self.jitter <= 1:
             raise OptionError(f"Retry(jitter=) must be 0 to 1, not {self.jitter!r}")
-        for option, kinds in (("on", self.on), ("unless", self.unless)):
-            if not isinstance(kinds, tuple) or not all(
-                isinstance(k, type) and issubclass(k, BaseException) for k in kinds
-            ):
-                raise OptionError(f"Retry({option}=) must be a tuple of exception types, not {kinds!r}")
+        _check_kinds(self.on, "on")
+        _check_kinds(self.unless, "unless")
 
     @property
     def delay_us(self) -> int:
@@ -74,6 +71,12 @@ def check_attempts(attempts: object) -> int:
     if not isinstance(attempts, int) or isinstance(attempts, bool) or not 1 <= attempts <= ATTEMPTS_MAX:
         raise OptionError(f"attempts must be a whole number from 1 to {ATTEMPTS_MAX}, not {attempts!r}")
     return attempts
+
+
+def _check_kinds(kinds: object, option: str) -> None:
+    members = cast("tuple[object, ...]", kinds) if isinstance(kinds, tuple) else ()
+    if not isinstance(kinds, tuple) or not all(isinstance(k, type) and issubclass(k, BaseException) for k in members):
+        raise OptionError(f"Retry({option}=) must be a tuple of exception types, not {kinds!r}")
 
 
 def _number(value: object) -> bool:

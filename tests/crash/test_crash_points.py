@@ -41,7 +41,9 @@ class Processes:
         self.folder, self.stories = folder, 0
         self.points: Counter[str] = Counter()
         self.reruns = self.instances = 0
-        self.server = subprocess.Popen([sys.executable, server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.server = subprocess.Popen(
+            [sys.executable, server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def play(self, story: Path, part: str, process: int, fault: str = "") -> tuple[int, dict[str, Any]]:
         assert self.server.stdin is not None
@@ -98,10 +100,14 @@ def ledger(story: Path) -> list[Line]:
         rows = Path(f"{story}.txt").read_text().splitlines()
     except FileNotFoundError:
         return []
-    return [Line(int(p), phase, path, int(attempt), key) for p, phase, path, attempt, key in (row.split() for row in rows)]
+    return [
+        Line(int(p), phase, path, int(attempt), key) for p, phase, path, attempt, key in (row.split() for row in rows)
+    ]
 
 
-def check(processes: Processes, story: Path, undisturbed: tuple[Any, set[tuple[str, int]]], crashes: int, what: str) -> None:
+def check(
+    processes: Processes, story: Path, undisturbed: tuple[Any, set[tuple[str, int]]], crashes: int, what: str
+) -> None:
     """Everything the promise says, of one story that was recovered."""
     output, steps = undisturbed
     seen = processes.ends_well(story, "recover", 9)
@@ -171,7 +177,15 @@ def test_killed_before_every_statement(processes: Processes, undisturbed: Any) -
     assert 100 < processes.points["before a statement"] < POINTS_MAX - 1
 
 
-RECOVERY = ("before:open_session", "after:open_session", "before:claim", "after:claim", "before:commit", "after:commit", "statement")
+RECOVERY = (
+    "before:open_session",
+    "after:open_session",
+    "before:claim",
+    "after:claim",
+    "before:commit",
+    "after:commit",
+    "statement",
+)
 
 
 @pytest.mark.parametrize("point", RECOVERY)
@@ -188,7 +202,9 @@ def test_killed_while_recovering(point: str, processes: Processes, undisturbed: 
     assert processes.points[f"recovering, {point.replace(':', ' ')}"] >= 1
 
 
-CLIENT = [f"{when}:{method}" for method in ("create", "commit", "post", "claim", "release") for when in ("before", "after")]
+CLIENT = [
+    f"{when}:{method}" for method in ("create", "commit", "post", "claim", "release") for when in ("before", "after")
+]
 
 
 @pytest.mark.parametrize("point", [*CLIENT, "statement"])

@@ -32,7 +32,9 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def open_runner(clock: VirtualClock) -> Iterator[Make]:
     """Make runners over a store; they are closed after the test."""
     with ExitStack() as stack:
-        yield lambda backend, **options: stack.enter_context(CheckpointingRunner(backend, **{"clock": clock, **options}))
+        yield lambda backend, **options: stack.enter_context(
+            CheckpointingRunner(backend, **{"clock": clock, **options})
+        )
 
 
 @pytest.fixture

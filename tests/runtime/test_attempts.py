@@ -114,7 +114,9 @@ def test_retry_after_works_without_a_policy(any_runner: Any, clock: VirtualClock
     assert failing.waits == [30]
 
 
-def test_a_backoff_goes_on_with_what_is_left_of_it_after_a_restart(backend: Any, open_runner: Any, clock: VirtualClock) -> None:
+def test_a_backoff_goes_on_with_what_is_left_of_it_after_a_restart(
+    backend: Any, open_runner: Any, clock: VirtualClock
+) -> None:
     """The due time is stored, not the wait."""
     failing = Failing(clock, *errors(1), retry=Retry(attempts=2, delay="1h", jitter=0))
     status = open_runner(backend).start(failing.workflow, 1, instance_id="b")
@@ -144,7 +146,9 @@ def test_an_attempt_cut_off_by_ctrl_c_is_not_spent(backend: Any, open_runner: An
 # --- timeouts ---------------------------------------------------------------------------------------
 
 
-def test_a_thread_that_runs_too_long_is_left_behind_and_its_late_result_refused(any_runner: Any, clock: VirtualClock) -> None:
+def test_a_thread_that_runs_too_long_is_left_behind_and_its_late_result_refused(
+    any_runner: Any, clock: VirtualClock
+) -> None:
     """The second attempt's result counts, also where the first one's comes in before it."""
     first_returns, first_returned = threading.Event(), threading.Event()
     calls: list[int] = []

@@ -18,7 +18,13 @@ from stepwell.testing import VirtualClock
 
 def described() -> dict[str, Any]:
     ctx = task_context()
-    return {"id": ctx.instance_id, "path": ctx.path, "attempt": ctx.attempt, "run": ctx.run, "team": ctx.metadata["team"]}
+    return {
+        "id": ctx.instance_id,
+        "path": ctx.path,
+        "attempt": ctx.attempt,
+        "run": ctx.run,
+        "team": ctx.metadata["team"],
+    }
 
 
 @task

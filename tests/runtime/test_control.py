@@ -117,7 +117,9 @@ def test_cancel_ends_an_async_body_at_once(any_runner: Any) -> None:
     assert seen == ["cancelled"]
 
 
-def test_cancel_waits_for_bodies_that_do_not_stop_no_longer_than_the_grace(any_runner: Any, clock: VirtualClock) -> None:
+def test_cancel_waits_for_bodies_that_do_not_stop_no_longer_than_the_grace(
+    any_runner: Any, clock: VirtualClock
+) -> None:
     """After thirty seconds the run ends without them."""
     runner, go = any_runner(), threading.Event()
 

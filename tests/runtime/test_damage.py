@@ -42,7 +42,9 @@ def spoil(store: SqliteBackend, instance_id: str, change: Callable[[bytes], byte
     """Change the facts in the last journal row of an instance by hand, and forget its image."""
     number = store.header(instance_id).instance  # type: ignore[union-attr]
     connection = store.connect()
-    ((seq, facts),) = connection.execute("SELECT seq, facts FROM journal WHERE instance = ? ORDER BY seq DESC LIMIT 1", (number,))
+    ((seq, facts),) = connection.execute(
+        "SELECT seq, facts FROM journal WHERE instance = ? ORDER BY seq DESC LIMIT 1", (number,)
+    )
     connection.execute("UPDATE instance SET image = NULL, image_seq = 0 WHERE id = ?", (number,))
     changed = change(facts)
     if changed is None:
@@ -64,7 +66,9 @@ def spoil(store: SqliteBackend, instance_id: str, change: Callable[[bytes], byte
     ],
     ids=["empty", "nonsense", "cut", "no such node", "no such message", "row missing"],
 )
-def test_a_damaged_journal_stops_its_instance_alone(change: Callable[[bytes], bytes | None], store: SqliteBackend) -> None:
+def test_a_damaged_journal_stops_its_instance_alone(
+    change: Callable[[bytes], bytes | None], store: SqliteBackend
+) -> None:
     """resume says that it is damaged; recover passes it over, says why, and goes on with the others; nobody holds it."""
     with CheckpointingRunner(store) as runner:
         for name in ("before", "bad", "after"):
@@ -77,7 +81,11 @@ def test_a_damaged_journal_stops_its_instance_alone(change: Callable[[bytes], by
         with pytest.raises(InstanceDamaged):
             runner.client.signal("bad", "answer", 1)
         statuses = {s.instance_id: s for s in runner.recover([asking])}
-        assert {name: s.state for name, s in statuses.items()} == {"before": "completed", "after": "completed", "bad": "waiting"}
+        assert {name: s.state for name, s in statuses.items()} == {
+            "before": "completed",
+            "after": "completed",
+            "bad": "waiting",
+        }
         assert "journal" in statuses["bad"].detail
         assert store.header("bad").held_by == ""  # type: ignore[union-attr]
 
@@ -197,7 +205,9 @@ def survives(inner: Any, fault: Fault) -> bool:
         except BackendError as error:
             assert struck, error
         found = inner.header("i")
-        assert found is None or (found.state != "failed" and found.held_by == "") or fault.method == "end_session", fault
+        assert found is None or (found.state != "failed" and found.held_by == "") or fault.method == "end_session", (
+            fault
+        )
         if fault.method == "end_session" and struck:
             inner.end_session(failing._room._session)
         assert runner.run(world.workflow, 1, instance_id="i") == 105, fault

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from stepwell import AsyncCheckpointingRunner, CheckpointingRunner, InMemoryBackend, SqliteBackend, parallel, task, workflow
+from stepwell import (
+    AsyncCheckpointingRunner,
+    CheckpointingRunner,
+    InMemoryBackend,
+    SqliteBackend,
+    parallel,
+    task,
+    workflow,
+)
 from stepwell.backend.base import Filter
 from stepwell.testing import VirtualClock
 
@@ -59,7 +67,9 @@ def test_ctrl_c_in_the_callers_thread_leaves_the_instance_resumable(backend: Any
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
-def test_what_ends_a_process_ends_the_call_from_a_thread_too(error: BaseException, backend: Any, open_runner: Any) -> None:
+def test_what_ends_a_process_ends_the_call_from_a_thread_too(
+    error: BaseException, backend: Any, open_runner: Any
+) -> None:
     """It is raised in the caller's thread, and is no attempt's failure."""
     once = Once(error)
 

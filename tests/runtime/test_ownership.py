@@ -56,7 +56,10 @@ def test_two_runners_cannot_work_on_one_instance(backend: Any, open_runner: Any)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(first.run, blocking.workflow, 1, instance_id="i")
         assert blocking.entered.wait(20)
-        for attempt in (lambda: second.resume(blocking.workflow, "i"), lambda: second.run(blocking.workflow, 1, instance_id="i")):
+        for attempt in (
+            lambda: second.resume(blocking.workflow, "i"),
+            lambda: second.run(blocking.workflow, 1, instance_id="i"),
+        ):
             with pytest.raises(AlreadyRunning, match="works on it"):
                 attempt()
         assert [s.detail for s in second.recover([blocking.workflow])] != []
@@ -96,7 +99,10 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     """While it lives its instance is its own; after kill -9 the next process goes on without waiting for the lease."""
     path = tmp_path / "runs.db"
     child = subprocess.Popen(
-        [sys.executable, children.__file__, "holding", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, children.__file__, "holding", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with child:
         assert child.stdout is not None
@@ -182,7 +188,10 @@ def test_a_sync_runner_in_a_running_loop_names_its_twin(backend: Any, open_runne
     async def main(runner: Any) -> None:
         runner.run(chain, 1, instance_id="i")
 
-    for runner, twin in ((open_runner(backend), "AsyncCheckpointingRunner"), (InProcessRunner(), "AsyncInProcessRunner")):
+    for runner, twin in (
+        (open_runner(backend), "AsyncCheckpointingRunner"),
+        (InProcessRunner(), "AsyncInProcessRunner"),
+    ):
         with pytest.raises(SyncInAsync, match=twin), runner:
             asyncio.run(main(runner))
     with pytest.raises(InstanceNotFound):

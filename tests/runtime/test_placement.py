@@ -181,7 +181,11 @@ def test_an_async_runner_uses_the_callers_loop_and_leaves_it_free() -> None:
         async with runner:
             return await runner.run(mixed, 1)
 
-    for runner in (AsyncInProcessRunner(), AsyncInProcessRunner(isolate=True), AsyncCheckpointingRunner(InMemoryBackend())):
+    for runner in (
+        AsyncInProcessRunner(),
+        AsyncInProcessRunner(isolate=True),
+        AsyncCheckpointingRunner(InMemoryBackend()),
+    ):
         loop_at, inline_at, here_at = asyncio.run(main(runner))
         assert loop_at == inline_at == threading.get_ident() != here_at
 

@@ -162,7 +162,9 @@ class Sending:
         self.workflow = sending
 
 
-@pytest.mark.parametrize("value", [{"a": [1, object()]}, {"a": [1, lambda: 0]}, {"a": [1, open]}], ids=["object", "lambda", "function"])
+@pytest.mark.parametrize(
+    "value", [{"a": [1, object()]}, {"a": [1, lambda: 0]}, {"a": [1, open]}], ids=["object", "lambda", "function"]
+)
 def test_what_cannot_be_stored_fails_the_step_once(value: Any, storing: Any) -> None:
     """Without a retry: its side effect ran once. The message names task, path and place in the value."""
     sending = Sending(value)
@@ -188,7 +190,9 @@ def test_a_value_over_the_limit_fails_the_step_once(kind: str, tmp_path: Path) -
     if kind == "isolated":
         runner = InProcessRunner(isolate=True, codec=codec)
     else:
-        runner = CheckpointingRunner(InMemoryBackend(codec) if kind == "memory" else SqliteBackend(tmp_path / "l.db", codec=codec))
+        runner = CheckpointingRunner(
+            InMemoryBackend(codec) if kind == "memory" else SqliteBackend(tmp_path / "l.db", codec=codec)
+        )
     with runner, pytest.raises(WorkflowFailed, match="'sends' at sends") as caught:
         runner.run(sending.workflow, 1)
     assert isinstance(caught.value.__cause__, ValueTooLarge)
@@ -264,7 +268,10 @@ def test_a_damaged_value_holds_its_instance_and_no_other(tmp_path: Path) -> None
     connection.close()
     stop[0] = False
     with CheckpointingRunner(backend) as runner:
-        assert {s.instance_id: s.state for s in runner.recover([using], wait=True)} == {"good": "completed", "bad": "held"}
+        assert {s.instance_id: s.state for s in runner.recover([using], wait=True)} == {
+            "good": "completed",
+            "bad": "held",
+        }
         assert "'makes'" in runner.client.status("bad").detail
     backend.close()
 

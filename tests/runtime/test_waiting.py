@@ -104,7 +104,10 @@ def test_recover_can_stay_to_the_end(runner: Any, clock: VirtualClock) -> None:
     for name in ("a", "b"):
         runner.start(napping, 1, instance_id=name)
         clock.advance("1h")
-    assert {(s.instance_id, s.state) for s in runner.recover([napping], wait=True)} == {("a", "completed"), ("b", "completed")}
+    assert {(s.instance_id, s.state) for s in runner.recover([napping], wait=True)} == {
+        ("a", "completed"),
+        ("b", "completed"),
+    }
 
 
 def test_an_overdue_delay_fires_once_after_downtime(backend: Any, open_runner: Any, clock: VirtualClock) -> None:
@@ -171,7 +174,11 @@ def test_a_signal_from_another_runner_reaches_a_run_that_waits() -> None:
     def waiting(x: int) -> int:
         return add(tells(x), signal("answer", int))
 
-    with CheckpointingRunner(backend, poll="1ms") as waits, CheckpointingRunner(backend) as sends, ThreadPoolExecutor(1) as pool:
+    with (
+        CheckpointingRunner(backend, poll="1ms") as waits,
+        CheckpointingRunner(backend) as sends,
+        ThreadPoolExecutor(1) as pool,
+    ):
         future = pool.submit(waits.run, waiting, 1, instance_id="w")
         assert reached.wait(20)
         sends.client.signal("w", "answer", 41)

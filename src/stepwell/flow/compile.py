@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias, get_args, get_origin
 
@@ -30,8 +29,7 @@ from .task import AnyTask
 HIDDEN: Final = frozenset({"case", "turn", "timeout"})  # values inside may not exist, or exist many times
 
 
-@dataclass(slots=True)
-class Bodies:
+class Bodies(msgspec.Struct, eq=False):
     """What belongs to a plan but is not data, by node.
 
     Attributes:
@@ -44,23 +42,22 @@ class Bodies:
         where: ``file:line`` of the user's call.
     """
 
-    tasks: dict[int, AnyTask] = field(default_factory=dict)
-    types: dict[int, object] = field(default_factory=dict)
-    payloads: dict[str, object] = field(default_factory=dict)
-    wanted: dict[int, tuple[tuple[object, ...], dict[str, object]]] = field(default_factory=dict)
-    cases: dict[int, dict[tuple[type, object], str]] = field(default_factory=dict)
-    constants: list[object] = field(default_factory=list)
-    where: dict[int, str] = field(default_factory=dict)
+    tasks: dict[int, AnyTask] = {}
+    types: dict[int, object] = {}
+    payloads: dict[str, object] = {}
+    wanted: dict[int, tuple[tuple[object, ...], dict[str, object]]] = {}
+    cases: dict[int, dict[tuple[type, object], str]] = {}
+    constants: list[object] = []
+    where: dict[int, str] = {}
 
 
-@dataclass(slots=True)
-class _Row:
+class _Row(msgspec.Struct, eq=False):
     kind: Any
     name: str
     parent: int
     depth: int
-    children: list[int] = field(default_factory=list)
-    more: dict[str, Any] = field(default_factory=dict)
+    children: list[int] = []
+    more: dict[str, Any] = {}
 
 
 _Env: TypeAlias = dict[int, Arg]

@@ -29,6 +29,7 @@ time, so that the engine's state holds only what is still needed.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
@@ -230,7 +231,7 @@ def _following(nodes: tuple[PlanNode, ...]) -> list[int]:
     for index, node in enumerate(nodes):
         if node.kind in SEQUENCES:
             line = ordered_children(nodes, index)
-            for before, after in zip(line, line[1:], strict=False):
+            for before, after in itertools.pairwise(line):
                 following[before] = after
     return following
 

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from ..backend.base import Backend
-from ..timing import SECOND_US, Duration, duration_us
-from ..types import ConflictPolicy
+from stepwell.backend.base import Backend
+from stepwell.timing import SECOND_US, Duration, duration_us
+from stepwell.types import ConflictPolicy
+
 from . import session
 from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox
 from .control import Control
-from .drive import Drive, check_no_loop, run_async, run_sync
+from .drive import Drive
+from .drivers import check_no_loop, run_async, run_sync
 from .ending import InstanceStatus
 from .room import Room
 
 if TYPE_CHECKING:
-    from ..flow.workflow import AnyWorkflow, Workflow
+    from stepwell.flow.workflow import AnyWorkflow, Workflow
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -115,7 +117,9 @@ class CheckpointingRunner(_Base):
         entered = self._work(self._entering(workflow, [session.start_of(value, options)]), stay=True)
         return session.output_of(self._room, entered[0])
 
-    def run_many(self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None) -> list[Out]:
+    def run_many(
+        self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None
+    ) -> list[Out]:
         """Run one instance for each input, sharing commits, and return their outputs in order. Raises as :meth:`run`."""
         entered = self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
         return [session.output_of(self._room, each) for each in entered]
@@ -191,7 +195,9 @@ class AsyncCheckpointingRunner(_Base):
         entered = await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=True)
         return session.output_of(self._room, entered[0])
 
-    async def run_many(self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None) -> list[Out]:
+    async def run_many(
+        self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None
+    ) -> list[Out]:
         """See :meth:`CheckpointingRunner.run_many`."""
         entered = await self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
         return [session.output_of(self._room, each) for each in entered]
@@ -208,7 +214,9 @@ class AsyncCheckpointingRunner(_Base):
     ) -> InstanceStatus: ...  # fmt: skip
     async def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
         """See :meth:`CheckpointingRunner.start`."""
-        return self._statuses(await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=False))[0]
+        return self._statuses(
+            await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=False)
+        )[0]
 
     async def resume(self, workflow: Workflow[Any, Out], instance_id: str) -> Out:
         """See :meth:`CheckpointingRunner.resume`."""
@@ -238,5 +246,7 @@ class AsyncCheckpointingRunner(_Base):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         await self.close()

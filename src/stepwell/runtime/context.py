@@ -8,13 +8,13 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, overload
 
-from ..errors import NoTaskContext
-from ..timing import moment
+from stepwell.errors import NoTaskContext
+from stepwell.timing import moment
 
 if TYPE_CHECKING:
     import logging
 
-    from ..flow.plan import Turns
+    from stepwell.flow.plan import Turns
 
 D = TypeVar("D")
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..backend.base import Change, Entry, Loaded, Message, Rest
-from ..codec import type_name
-from ..engine import events as e
-from ..engine.frontier import to_image
-from ..errors import CodecError, EncodeError, InstanceEnded, InstanceNotFound, UsageError
-from ..flow.plan import Plan
-from ..types import ENDED, check_instance_id, check_name
+from stepwell.backend.base import Change, Entry, Loaded, Message, Rest
+from stepwell.codec import type_name
+from stepwell.engine import events as e
+from stepwell.engine.frontier import to_image
+from stepwell.errors import CodecError, EncodeError, InstanceEnded, InstanceNotFound, UsageError
+from stepwell.flow.plan import Plan
+from stepwell.types import ENDED, check_instance_id, check_name
+
 from . import session
 from .drive import News, Posted
 from .ending import InstanceStatus

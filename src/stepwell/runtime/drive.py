@@ -1,7 +1,7 @@
 """One call's work: start what is ready, take in what ended, commit, and wait for what comes.
 
 A drive is a generator that yields :class:`~stepwell.runtime.clock.Wait` and is sent what the mailbox held; the sync and
-async runners differ in who waits (:func:`run_sync`, :func:`run_async`) and in nothing else. It knows no workflow
+async runners differ in who waits (the two functions in :mod:`.drivers`) and in nothing else. It knows no workflow
 semantics: it asks the frontier what may run, tells the engine what happened, and obeys facts.
 
 One turn: *take in* (outcomes, messages, timers) → *start* (or run here) → *commit* everything that ended since the last
@@ -18,13 +18,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from ..backend.base import Change, Message, Rest
-from ..engine import events as e
-from ..engine import facts as f
-from ..engine.frontier import Frontier
-from ..errors import BackendError, Closed, LeaseLost, SyncInAsync, TaskTimeout
-from ..flow.plan import BODIED, Key
-from ..types import ENDED
+from stepwell.backend.base import Change, Message, Rest
+from stepwell.engine import events as e
+from stepwell.engine import facts as f
+from stepwell.engine.frontier import Frontier
+from stepwell.errors import BackendError, Closed, LeaseLost, TaskTimeout
+from stepwell.flow.plan import BODIED, Key
+from stepwell.types import ENDED
+
 from .clock import AsyncMailbox, Mailbox, Wait
 from .context import CURRENT, Cell
 from .failure import error_record
@@ -35,7 +36,8 @@ from .live import Arrived, Live, event_of
 if TYPE_CHECKING:
     import asyncio
 
-    from ..backend.base import Backend
+    from stepwell.backend.base import Backend
+
     from .room import Room
 
 
@@ -71,14 +73,18 @@ class Kept(NamedTuple):
 class Drive:
     """Works on instances until they end, or (``stay=False``) until nothing can move now."""
 
-    def __init__(self, room: Room, mailbox: Mailbox | AsyncMailbox, *, stay: bool, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(
+        self, room: Room, mailbox: Mailbox | AsyncMailbox, *, stay: bool, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         self.room, self.mailbox, self.stay = room, mailbox, stay
         self._loop = loop
         self._cell = Cell()
         self._lives: dict[str, Live] = {}
         self._ready: deque[tuple[Live, Key]] = deque()
         self._timers: list[tuple[int, int, Live, Key]] = []
-        self._deadlines: list[tuple[int, int, Live, Job | None]] = []  # a job's timeout; None: a cancelled instance's grace
+        self._deadlines: list[
+            tuple[int, int, Live, Job | None]
+        ] = []  # a job's timeout; None: a cancelled instance's grace
         self._order = count()
         self._dirty: dict[str, Live] = {}
         self._restless: dict[str, Live] = {}
@@ -87,6 +93,13 @@ class Drive:
         self._for_loop: list[Order] = []
         self._hint = -1
         self._mail_at = 0
+        self._orders: Mapping[type, Callable[[Live, Any], None]] = {
+            f.Opened: self._opened,
+            f.AttemptFailed: self._attempt_failed,
+            f.CancelBegun: self._cancel_begun,
+            f.ScopeFailing: self._scope_failing,
+            f.RunResumed: self._run_resumed,
+        }
 
     # --- joining and leaving ---
 
@@ -210,7 +223,9 @@ class Drive:
     def _note_deadline(self, due_us: int, live: Live, job: Job | None) -> None:
         heap = self._deadlines
         if len(heap) > 64 + 4 * self._flights:  # most belong to attempts that ended in time
-            heap[:] = [d for d in heap if d[3] is None or (at := d[2].flights.get(d[3].key)) is not None and at.job is d[3]]
+            heap[:] = [
+                d for d in heap if d[3] is None or (at := d[2].flights.get(d[3].key)) is not None and at.job is d[3]
+            ]
             heapq.heapify(heap)
         heapq.heappush(heap, (due_us, next(self._order), live, job))
 
@@ -267,7 +282,9 @@ class Drive:
             event: e.Event = e.Succeeded(job.node, job.turns, job.number, outcome.tag)
             self._record(job.live, Arrived(event, outcome.output, now, (time.perf_counter_ns() - job.started) // 1_000))
         elif isinstance(outcome.error, Undecodable):
-            self._record(job.live, Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now))
+            self._record(
+                job.live, Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now)
+            )
         else:
             self._record_error(job, outcome, now)
 
@@ -295,8 +312,8 @@ class Drive:
         if not facts:
             return False
         for fact in facts:
-            if (obey := _ORDERS.get(type(fact))) is not None:
-                obey(self, live, fact)
+            if (obey := self._orders.get(type(fact))) is not None:
+                obey(live, fact)
         if self.room.backend is not None:
             self._dirty[live.instance_id] = self._restless[live.instance_id] = live
         elif live.gated:
@@ -329,16 +346,18 @@ class Drive:
             self._note_deadline(self.room.clock.now_us() + GRACE_US, live, None)
         self._settle_idle(live)
 
-    def _survey_fact(self, live: Live, fact: object) -> None:
+    def _run_resumed(self, live: Live, fact: f.RunResumed) -> None:
         self._survey(live)
 
-    def _settle_idle_fact(self, live: Live, fact: object) -> None:
+    def _scope_failing(self, live: Live, fact: f.ScopeFailing) -> None:
         self._settle_idle(live)
 
     def _settle_idle(self, live: Live) -> None:
         """Tell the engine which closing steps are not running here; nobody else runs them."""
         busy = self._running_here(live)
-        closing = tuple(k for k, s in live.state.steps.items() if s.phase == "closing" and k not in live.flights and k != busy)
+        closing = tuple(
+            k for k, s in live.state.steps.items() if s.phase == "closing" and k not in live.flights and k != busy
+        )
         if closing:
             self._record(live, Arrived(e.Settled(closing), None, self.room.clock.now_us()))
 
@@ -487,7 +506,14 @@ class Drive:
     def _wait(self) -> Wait | None:
         """Return what to wait for, or ``None`` if a timer is due already."""
         self._write_rests()
-        ends = [due for due in (self._timers[0][0] if self._timers else None, self._deadlines[0][0] if self._deadlines else None) if due]
+        ends = [
+            due
+            for due in (
+                self._timers[0][0] if self._timers else None,
+                self._deadlines[0][0] if self._deadlines else None,
+            )
+            if due
+        ]
         until = min(ends, default=None)
         if until is not None and until <= self.room.clock.now_us():
             self._fire()
@@ -578,55 +604,3 @@ class Drive:
 
     def _keep(self, job: Job, cursor: object) -> None:
         self._record(job.live, Arrived(e.Beat(job.node, job.turns, job.number), cursor, self.room.clock.now_us()))
-
-
-_ORDERS: Final[dict[type, Callable[..., None]]] = {
-    f.Opened: Drive._opened,
-    f.AttemptFailed: Drive._attempt_failed,
-    f.CancelBegun: Drive._cancel_begun,
-    f.ScopeFailing: Drive._settle_idle_fact,
-    f.RunResumed: Drive._survey_fact,
-}
-
-
-# --- the two drivers ---------------------------------------------------------------------------
-
-
-def run_sync(drive: Drive, mailbox: Mailbox) -> None:
-    """Drive from a plain function, in the caller's own thread."""
-    turns = drive.turns()
-    try:
-        wait = next(turns)
-        while True:
-            wait = turns.send(mailbox.wait(drive.room.clock.timeout_s(wait)))
-    except StopIteration:
-        return
-    finally:
-        turns.close()
-
-
-async def run_async(drive: Drive, mailbox: AsyncMailbox) -> None:
-    """Drive from a coroutine, on the running loop."""
-    turns = drive.turns()
-    try:
-        wait = next(turns)
-        while True:
-            wait = turns.send(await mailbox.wait(drive.room.clock.timeout_s(wait)))
-    except StopIteration:
-        return
-    finally:
-        turns.close()
-
-
-def check_no_loop(what: str) -> None:
-    """Refuse to block a running event loop. Raises SyncInAsync naming the async twin."""
-    import sys
-
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return
-    raise SyncInAsync(
-        f"{what} was called inside a running event loop, which it would block; use Async{what.partition('.')[0]} and await it"
-    )
-
-

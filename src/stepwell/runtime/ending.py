@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
-from ..backend.base import Header
-from ..codec import Codec
-from ..engine.frontier import Failure, Frontier
-from ..errors import (
-    InstanceHeld, InstancePaused, LoopLimit, LoopValue, SignalTimeout, StepError, StepwellError, WorkflowCancelled,
+from stepwell.backend.base import Header
+from stepwell.codec import Codec
+from stepwell.engine.frontier import Failure, Frontier
+from stepwell.errors import (  # fmt: skip
+    InstanceHeld,
+    InstancePaused,
+    LoopLimit,
+    LoopValue,
+    SignalTimeout,
+    StepError,
+    StepwellError,
+    WorkflowCancelled,
     WorkflowFailed,
-)  # fmt: skip
-from ..flow.plan import Plan
-from ..timing import moment
-from ..types import State
+)
+from stepwell.flow.plan import Plan
+from stepwell.timing import moment
+from stepwell.types import State
+
 from .failure import message_of, recorded_error
 
 
@@ -92,13 +100,17 @@ class Ending:
         if state.ended == "failed":
             self._raise_failed(state.failure or Failure(0, (), 0, ""))
         if state.cancelling and state.ended == "cancelled":
-            raise WorkflowCancelled(self.instance_id, f"it was cancelled{_because(state.cancelling.reason, state.cancelling.by)}")
+            raise WorkflowCancelled(
+                self.instance_id, f"it was cancelled{_because(state.cancelling.reason, state.cancelling.by)}"
+            )
         if state.held:
             where = self.plan.path(state.held.node, state.held.turns)
             text = f"it is held ({state.held.reason}){f' at {where}' if where else ''}: {state.held.by}"
             raise InstanceHeld(self.instance_id, text, state.held.reason)
         if state.paused:
-            raise InstancePaused(self.instance_id, f"it is paused{_because(state.paused.reason, state.paused.by)}; resume() continues it")
+            raise InstancePaused(
+                self.instance_id, f"it is paused{_because(state.paused.reason, state.paused.by)}; resume() continues it"
+            )
         assert state.ended == "completed", "a run at rest has ended, or is held or paused"
 
     def _raise_failed(self, failure: Failure) -> NoReturn:
@@ -137,12 +149,12 @@ def refusal(plan: Plan, failure: Failure, path: str) -> StepError:
         case "signal_timeout":
             return SignalTimeout(f"no message {row.signal!r} came within {row.timeout_us / 1e6:g} s at {path}", path)
         case "loop_limit":
-            return LoopLimit(f"loop {path} still said Again in its last turn (max_iterations={row.max_iterations})", path)
+            return LoopLimit(
+                f"loop {path} still said Again in its last turn (max_iterations={row.max_iterations})", path
+            )
         case _:
             return LoopValue(f"the body of loop {path} returned neither Again nor Done", path)
 
 
 def _because(reason: str, by: str) -> str:
     return f"{f' by {by}' if by else ''}{f': {reason}' if reason else ''}"
-
-

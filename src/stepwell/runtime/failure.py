@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final, cast
 
-from ..errors import RecordedError, StepwellError
+from stepwell.errors import RecordedError, StepwellError
 
 CAUSES_MAX: Final = 8
 MESSAGE_CHARS_MAX: Final = 4_000
@@ -57,14 +58,17 @@ def _clean(text: str) -> str:
 
 
 def _frames(error: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f"/{_PACKAGE}/runtime/" not in f.filename.replace("\\", "/")]
+    ours = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     return "".join(traceback.format_list(frames))
 
 
 def recorded_error(record: object) -> RecordedError:
     """Return the exception that stands for a stored record; the cause chain is rebuilt from its texts."""
-    fields = cast(Mapping[str, object], record) if isinstance(record, Mapping) else {}
-    error = RecordedError(str(fields.get("type", "Error")), str(fields.get("message", "")), str(fields.get("traceback", "")))
+    fields: Mapping[str, object] = cast(Mapping[str, object], record) if isinstance(record, Mapping) else {}
+    error = RecordedError(
+        str(fields.get("type", "Error")), str(fields.get("message", "")), str(fields.get("traceback", ""))
+    )
     if error.traceback:
         error.add_note(f"Recorded traceback of the task:\n{error.traceback.rstrip()}")
     last: StepwellError = error

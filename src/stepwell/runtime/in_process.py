@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from ..codec import Codec
+from stepwell.codec import Codec
+
 from . import session
 from .clock import AsyncMailbox, Clock, Mailbox
 from .control import Control
-from .drive import Drive, check_no_loop, run_async, run_sync
+from .drive import Drive
+from .drivers import check_no_loop, run_async, run_sync
 from .room import Room
 
 if TYPE_CHECKING:
-    from ..flow.workflow import Workflow
+    from stepwell.flow.workflow import Workflow
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -127,5 +129,7 @@ class AsyncInProcessRunner(_Base):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         await self.close()

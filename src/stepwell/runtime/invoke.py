@@ -18,19 +18,28 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
-from ..codec import Codec
-from ..errors import (
-    CodecError, EncodeError, MissingDependency, NoRoute, Permanent, RetryAfter, StepError, TaskTimeout,
-)  # fmt: skip
-from ..flow.declared import may_say_again, turn_types
-from ..flow.plan import BODIED, Arg, Built, Constant, Key, Plan, Ref, Selected, Turns, refs
-from ..retry import Retry
-from ..types import Again, Done
+from stepwell.codec import Codec
+from stepwell.errors import (  # fmt: skip
+    CodecError,
+    EncodeError,
+    MissingDependency,
+    NoRoute,
+    Permanent,
+    RetryAfter,
+    StepError,
+    TaskTimeout,
+)
+from stepwell.flow.declared import may_say_again, turn_types
+from stepwell.flow.plan import Arg, Built, Constant, Key, Plan, Ref, Selected, Turns, refs
+from stepwell.retry import Retry
+from stepwell.types import Again, Done
+
 from .context import CURRENT, Cell
 from .failure import error_record
 
 if TYPE_CHECKING:
-    from ..flow.workflow import AnyWorkflow
+    from stepwell.flow.workflow import AnyWorkflow
+
     from .live import Live
     from .processes import Remote
 
@@ -112,7 +121,7 @@ class Job(msgspec.Struct, eq=False):
         return bool(self.stopped) or self.live.stop_asked()
 
     def check_alive(self) -> None:
-        from ..errors import StepCancelled
+        from stepwell.errors import StepCancelled
 
         if self.cancelled():
             raise StepCancelled(f"{self.stopped or 'the instance is being cancelled'}: {self.path}", self.path)
@@ -171,7 +180,7 @@ def keep(job: Job, value: Any) -> Outcome:
     body, tag = job.body, ""
     if body.kind == "route":
         return _chosen(job, value)
-    kind = type(value)
+    kind = cast(object, type(value))
     if kind is Again or kind is Done:
         value, tag = value.value, "again" if kind is Again else "done"
     try:
@@ -193,7 +202,9 @@ def _chosen(job: Job, key: object) -> Outcome:
     case = case or job.body.cases.get((type(None), "else"))
     if case is None:
         known = ", ".join(sorted(job.body.cases.values())) or "none"
-        return failed(job, NoRoute(f"route {job.path}: no case for {key!r:.80} and no default; the cases are {known}", job.path))
+        return failed(
+            job, NoRoute(f"route {job.path}: no case for {key!r:.80} and no default; the cases are {known}", job.path)
+        )
     return Outcome(job, None, case)
 
 
@@ -211,7 +222,9 @@ def steered(error: BaseException) -> tuple[bool, int] | None:
     """Return the verdict that lies in the error itself; ``None`` leaves it to the policy."""
     if isinstance(error, RetryAfter):
         return True, int(error.seconds * 1e6)
-    if isinstance(error, (Permanent, CodecError)) or (isinstance(error, StepError) and not isinstance(error, TaskTimeout)):
+    if isinstance(error, (Permanent, CodecError)) or (
+        isinstance(error, StepError) and not isinstance(error, TaskTimeout)
+    ):
         return False, -1
     return None
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ..backend.base import Change, Entry, Loaded, Message, Rest
-from ..engine import advance, facts as f
-from ..engine import events as e
-from ..engine.frontier import Frontier, fold, from_image, to_image
-from ..errors import InstanceDamaged
-from ..flow.plan import Key, Plan, Turns
+from stepwell.backend.base import Change, Entry, Loaded, Message, Rest
+from stepwell.engine import advance
+from stepwell.engine import events as e
+from stepwell.engine import facts as f
+from stepwell.engine.frontier import Frontier, fold, from_image, to_image
+from stepwell.errors import InstanceDamaged
+from stepwell.flow.plan import Key, Plan, Turns
+
 from .hands import Flight
 from .invoke import Body, Prepared, Raws, Tagged
 
@@ -49,7 +51,9 @@ class Live:
         "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored", "taken", "upcoming", "workflow",
     )  # fmt: skip
 
-    def __init__(self, room: Room, prepared: Prepared, instance_id: str, instance: int, run: int, context: Context) -> None:
+    def __init__(
+        self, room: Room, prepared: Prepared, instance_id: str, instance: int, run: int, context: Context
+    ) -> None:
         self.room, self.prepared, self.plan = room, prepared, prepared.plan
         self.body_of = prepared.body
         self.instance_id, self.instance, self.run, self.context = instance_id, instance, run, context
@@ -86,7 +90,9 @@ class Live:
         return facts
 
     @staticmethod
-    def rows(plan: Plan, state: Frontier, events: Iterable[e.Event], now: int, output: bytes | None = None) -> list[Entry]:
+    def rows(
+        plan: Plan, state: Frontier, events: Iterable[e.Event], now: int, output: bytes | None = None
+    ) -> list[Entry]:
         """Advance a stored state that nobody works on, and return the journal rows for it."""
         rows: list[Entry] = []
         for event in events:
@@ -207,7 +213,9 @@ def frontier_of(plan: Plan, loaded: Loaded) -> Frontier:
             header.instance_id, f"its journal cannot be read ({type(error).__name__}); other instances are not affected"
         ) from error
     if state.seq != header.seq:
-        raise InstanceDamaged(header.instance_id, f"its journal has {header.seq} entries, but its state says {state.seq}")
+        raise InstanceDamaged(
+            header.instance_id, f"its journal has {header.seq} entries, but its state says {state.seq}"
+        )
     return state
 
 

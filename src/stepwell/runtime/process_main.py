@@ -349,7 +349,7 @@ def _unfit(call: Call, error: Exception) -> str:
         f"A process task is a module-level function that a new process finds by importing its module"
     )
     if call.target.startswith(f"{_MAIN}:"):
-        text += "; in a script it must be defined outside `if __name__ == \"__main__\":`"
+        text += '; in a script it must be defined outside `if __name__ == "__main__":`'
     return text
 
 

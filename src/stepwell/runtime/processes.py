@@ -65,8 +65,7 @@ _MESSAGE_SLACK: Final = 1024 * 1024  # over the value's own limit: an error's te
 _read: Final = msgspec.msgpack.Decoder[ToParent](ToParent).decode
 
 _GUARD: Final = (
-    "a new process imports the main module again, so a script must start its work under "
-    '`if __name__ == "__main__":`'
+    'a new process imports the main module again, so a script must start its work under `if __name__ == "__main__":`'
 )
 
 

@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from ..codec import Codec, JsonCodec
-from ..errors import AlreadyRunning, Closed, LeaseLost
-from ..flow.plan import Plan
-from ..types import DEFAULT_LIMITS, Limits
+from stepwell.codec import Codec, JsonCodec
+from stepwell.errors import AlreadyRunning, Closed, LeaseLost
+from stepwell.flow.plan import Plan
+from stepwell.types import DEFAULT_LIMITS, Limits
+
 from .clock import AnyMailbox, Clock, SystemClock
 from .hands import Deliver, Flight, LoopThread, Threads
 from .invoke import Job, Prepared
 
 if TYPE_CHECKING:
-    from ..backend.base import Backend, Session
-    from ..flow.workflow import AnyWorkflow
+    from stepwell.backend.base import Backend, Session
+    from stepwell.flow.workflow import AnyWorkflow
+
     from .processes import Processes
 
 _LOG: Final = logging.getLogger("stepwell.runtime")
@@ -88,7 +90,11 @@ class Room:
     def signal_type(self, plan: Plan, name: str) -> object:
         """Return the declared type of a signal's payload if this runner knows the workflow's code, else ``Any``."""
         with self._lock:
-            known = (p for p in self._prepared.values() if p.plan.fingerprint == plan.fingerprint and p.plan.name == plan.name)
+            known = (
+                p
+                for p in self._prepared.values()
+                if p.plan.fingerprint == plan.fingerprint and p.plan.name == plan.name
+            )
             return next((p.signal_types.get(name, Any) for p in known), Any)
 
     def fresh_id(self) -> str:
@@ -144,7 +150,7 @@ class Room:
         with self._lock:
             self.check_open()
             if self._session is None or (self._renewer is not None and self._renewer.lost):
-                from ..backend.liveness import this_process
+                from stepwell.backend.liveness import this_process
 
                 self._session = self.backend.open_session(this_process(), self.lease_us)
                 self._renewer = _Renewer(self.backend, self._session)
@@ -224,6 +230,8 @@ class _Renewer:
             except LeaseLost:
                 self.lost = True
                 _LOG.warning("the session's lease was taken over; its writes are refused from now on")
+                return
+            except Closed:
                 return
             except Exception as error:  # noqa: BLE001  # the lease is long: try again at the next beat
                 _LOG.warning("the lease could not be renewed: %s", error)

@@ -6,21 +6,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..backend.base import Change, Created, Creation, Filter, Header, Loaded, Rest
-from ..codec import digest, type_name
-from ..engine import events as e
-from ..engine.frontier import to_image
-from ..errors import (
-    AlreadyRunning, CodecError, EncodeError, InputMismatch, InstanceConflict, InstanceDamaged, InstanceExists,
-    InstanceNotFound, OptionError, UsageError,
-)  # fmt: skip
-from ..flow.plan import Plan
-from ..types import ENDED, ConflictPolicy, check_instance_id
+from stepwell.backend.base import Change, Created, Creation, Filter, Header, Loaded, Rest
+from stepwell.codec import digest, type_name
+from stepwell.engine import events as e
+from stepwell.engine.frontier import to_image
+from stepwell.errors import (  # fmt: skip
+    AlreadyRunning,
+    CodecError,
+    EncodeError,
+    InputMismatch,
+    InstanceConflict,
+    InstanceDamaged,
+    InstanceExists,
+    InstanceNotFound,
+    OptionError,
+    UsageError,
+)
+from stepwell.flow.plan import Plan
+from stepwell.types import ENDED, ConflictPolicy, check_instance_id
+
 from .ending import Ending, InstanceStatus, status_of
 from .live import Arrived, Live, frontier_of
 
 if TYPE_CHECKING:
-    from ..flow.workflow import AnyWorkflow
+    from stepwell.flow.workflow import AnyWorkflow
+
     from .drive import Drive
     from .invoke import Prepared
     from .room import Room
@@ -64,7 +74,9 @@ class Entered(NamedTuple):
 def start_of(value: object, options: Mapping[str, Any]) -> Start:
     """Return one start from the options of a runner's method. Raises OptionError for one that does not exist."""
     if unknown := set(options) - set(Start._fields[1:]):
-        raise OptionError(f"{sorted(unknown)[0]!r} is not an option here; the options are {', '.join(Start._fields[1:])}")
+        raise OptionError(
+            f"{sorted(unknown)[0]!r} is not an option here; the options are {', '.join(Start._fields[1:])}"
+        )
     if options.get("on_mismatch", "fail") not in ("fail", "ignore"):
         raise OptionError(f"on_mismatch must be 'fail' or 'ignore', not {options['on_mismatch']!r}")
     start = Start(value, **{k: v for k, v in options.items() if v is not None})
@@ -91,7 +103,9 @@ def enter_all(drive: Drive, workflow: AnyWorkflow, starts: Sequence[Start]) -> l
     if room.backend is None:
         answers: Sequence[Any] = [None] * len(lives)
     else:
-        answers = room.backend.create(room.session(), [_creation(live, start) for live, start in zip(lives, starts, strict=True)])
+        answers = room.backend.create(
+            room.session(), [_creation(live, start) for live, start in zip(lives, starts, strict=True)]
+        )
     return [_entered(drive, live, start, answer) for live, start, answer in zip(lives, starts, answers, strict=True)]
 
 
@@ -165,7 +179,8 @@ def _attach(drive: Drive, prepared: Prepared, start: Start, header: Header) -> E
         raise InstanceExists(header.instance_id, f"it exists already ({header.state}); the conflict policy is FAIL")
     if header.workflow != prepared.workflow.name:
         raise InstanceConflict(
-            header.instance_id, f"it belongs to workflow {header.workflow!r}, not {prepared.workflow.name!r}; choose another id"
+            header.instance_id,
+            f"it belongs to workflow {header.workflow!r}, not {prepared.workflow.name!r}; choose another id",
         )
     if policy == ConflictPolicy.TERMINATE_EXISTING:
         return _replace(drive, prepared, start, header)
@@ -236,7 +251,9 @@ def resume(drive: Drive, prepared: Prepared, instance_id: str, *, retry: bool = 
             drive.drop(live)
             return Entered(prepared, None, loaded)
         if loaded.header.session != room.session().id:
-            raise AlreadyRunning(instance_id, f"{loaded.header.held_by} works on it; it can be resumed here once that has ended")
+            raise AlreadyRunning(
+                instance_id, f"{loaded.header.held_by} works on it; it can be resumed here once that has ended"
+            )
         take_up(drive, live, loaded)
     except BaseException:
         drive.drop(live)
@@ -376,5 +393,3 @@ def stored_plan(room: Room, header: Header) -> Plan:
     if plan is None:
         raise InstanceDamaged(header.instance_id, f"the plan of workflow {header.workflow!r} is missing from the store")
     return plan
-
-

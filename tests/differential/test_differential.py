@@ -1,0 +1,200 @@
+"""One graph, every runner, store and codec: the same output and the same calls, also with failures and interruptions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from stepwell import (
+    AsyncCheckpointingRunner, AsyncInProcessRunner, BackendError, CheckpointingRunner, InMemoryBackend, InProcessRunner,
+    JsonCodec, MsgpackCodec, SqliteBackend, WorkflowFailed,
+)  # fmt: skip
+from stepwell.flow.workflow import Workflow
+from stepwell.testing import VirtualClock
+from stepwell.testing.faults import Fault, FaultyBackend
+
+from .worlds import INPUT, REPEATABLE, WAITS_MAX, Broken, Ledger, RealOracle, worlds
+
+QUIET = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+)
+
+Made = Workflow[Any, Any]
+
+
+class Way:
+    """One way to run a workflow: a runner with its own ledger, used for every graph."""
+
+    def __init__(self, name: str, runner: Any, ledger: Ledger, wait: Callable[[Any], Any]) -> None:
+        self.name, self.runner, self.ledger, self.wait = name, runner, ledger, wait
+
+    def run(self, made: Made, waits: Counter[str], breaking: bool = False) -> Any:
+        self.ledger.prepare(self.runner.client, waits, breaking)
+        return self.wait(self.runner.run(made, *given_to(made)))
+
+
+def given_to(made: Made) -> tuple[Any, ...]:
+    return (INPUT,) if made.has_input else ()
+
+
+def stores(folder: Any) -> dict[str, Callable[[], Any]]:
+    """Every store with every codec; files are made when asked for."""
+    return {
+        "memory json": lambda: InMemoryBackend(JsonCodec()),
+        "memory msgpack": lambda: InMemoryBackend(MsgpackCodec()),
+        "sqlite json": lambda: SqliteBackend(folder / "json.db", durability="fast", codec=JsonCodec()),
+        "sqlite msgpack": lambda: SqliteBackend(folder / "msgpack.db", durability="fast", codec=MsgpackCodec()),
+    }
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
+    """Twelve ways."""
+    made: list[Way] = []
+    with ExitStack() as stack, asyncio.Runner() as loop:
+
+        def add(name: str, kind: Any, *args: Any, **options: Any) -> None:
+            ledger = Ledger()
+            runner = kind(*args, deps={Ledger: ledger}, clock=VirtualClock(), threads=4, **options)
+            asynchronous = kind in (AsyncInProcessRunner, AsyncCheckpointingRunner)
+            wait = loop.run if asynchronous else as_it_is
+            stack.callback(lambda: wait(runner.close()))
+            made.append(Way(name, runner, ledger, wait))
+
+        add("in process", InProcessRunner)
+        add("in process, isolated, json", InProcessRunner, isolate=True)
+        add("in process, isolated, msgpack", InProcessRunner, isolate=True, codec=MsgpackCodec())
+        add("async in process", AsyncInProcessRunner)
+        for kind in (CheckpointingRunner, AsyncCheckpointingRunner):
+            for name, store in stores(tmp_path_factory.mktemp(kind.__name__)).items():
+                add(f"{kind.__name__} {name}", kind, stack.enter_context(closing(store())))
+        yield made
+
+
+def as_it_is(value: Any) -> Any:
+    return value
+
+
+class closing:
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __enter__(self) -> Any:
+        return self.thing
+
+    def __exit__(self, *exc: object) -> None:
+        self.thing.close()
+
+
+@pytest.fixture(scope="module")
+def account(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """What all tests of this file did; printed at the end."""
+    counts: Counter[str] = Counter()
+    yield counts
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and counts:
+        reporter.ensure_newline()
+        reporter.write_line("differential: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def expected(made: Made, late: str) -> tuple[Any, RealOracle]:
+    oracle = RealOracle(late)
+    output = oracle.run(made, INPUT)
+    assume(oracle.waits.total() <= WAITS_MAX)
+    return output, oracle
+
+
+@settings(QUIET, max_examples=60)
+@given(made=worlds(), late=st.sampled_from(["message", "timeout"]))
+def test_every_way_comes_to_the_same(ways: list[Way], account: Counter[str], made: Made, late: str) -> None:
+    """Output and calls, attempts included, are those of the tree read aloud."""
+    output, oracle = expected(made, late)
+    for way in ways:
+        assert way.run(made, oracle.waits) == output, way.name
+        assert way.ledger.calls == oracle.done, way.name
+        account["runs compared"] += 1
+        account["calls compared"] += oracle.done.total()
+    account["graphs"] += 1
+
+
+@settings(QUIET, max_examples=30)
+@given(made=worlds())
+def test_every_way_fails_alike(ways: list[Way], account: Counter[str], made: Made) -> None:
+    """Where a step never succeeds the run fails with that step's error, and nothing ran that should not have."""
+    output, oracle = expected(made, "message")
+    assume(oracle.broken)
+    for way in ways:
+        with pytest.raises(WorkflowFailed) as caught:
+            way.run(made, oracle.waits, breaking=True)
+        assert isinstance(caught.value.__cause__, Broken), (way.name, caught.value.__cause__)
+        assert caught.value.path.rpartition("/")[2] in oracle.broken, way.name
+        assert way.ledger.calls <= oracle.done, way.name
+        account["failures compared"] += 1
+
+
+@settings(QUIET, max_examples=100)
+@given(
+    made=worlds(tasks=REPEATABLE),
+    store=st.sampled_from(["memory json", "memory msgpack", "sqlite json", "sqlite msgpack"]),
+    kind=st.sampled_from([CheckpointingRunner, AsyncCheckpointingRunner]),
+    when=st.sampled_from(["before", "after"]),
+    nth=st.integers(1, 12),
+)
+def test_an_interrupted_run_comes_to_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    account: Counter[str],
+    made: Made,
+    store: str,
+    kind: Any,
+    when: Any,
+    nth: int,
+) -> None:
+    """The store fails at some commit; another runner goes on, and no call is made more than twice."""
+    output, oracle = expected(made, "message")
+    ledger, clock = Ledger(), VirtualClock()
+
+    def strike() -> None:
+        raise BackendError("interrupted here")
+
+    async def twice(backend: Any) -> Any:
+        for number, faults in enumerate([[Fault(when, "commit", nth)], []], 1):
+            runner = kind(FaultyBackend(backend, faults, strike), deps={Ledger: ledger}, clock=clock, threads=4)
+            ledger.client = runner.client
+            try:
+                answer = runner.run(made, *given_to(made), instance_id="i")
+                return number, await answer if kind is AsyncCheckpointingRunner else answer
+            except BackendError:
+                account["interruptions"] += 1
+            finally:
+                closed = runner.close()
+                if closed is not None:
+                    await closed
+        raise AssertionError("the second call failed as well")
+
+    ledger.prepare(None, oracle.waits, breaking=False)
+    with closing(stores(tmp_path_factory.mktemp("interrupted"))[store]()) as backend:
+        if kind is AsyncCheckpointingRunner:
+            tries, found = asyncio.run(twice(backend))
+        else:
+            tries, found = finish(twice(backend))
+        assert not backend.stuck(0)
+    assert found == output
+    assert set(ledger.calls) == set(oracle.done)
+    assert max(ledger.calls.values()) <= tries
+    account["interrupted runs"] += tries - 1
+
+
+def finish(coroutine: Any) -> Any:
+    """Run a coroutine that awaits nothing, outside of any loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")

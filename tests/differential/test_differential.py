@@ -29,6 +29,14 @@ QUIET = settings(
 Made = Workflow[Any, Any]
 
 
+class Impatient(VirtualClock):
+    """Says at once where a call would wait for ever."""
+
+    def timeout_s(self, wait: Any) -> float | None:
+        assert wait.busy or wait.until_us is not None, "nothing can move this run any more"
+        return super().timeout_s(wait)
+
+
 class Way:
     """One way to run a workflow: a runner with its own ledger, used for every graph."""
 
@@ -62,7 +70,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
 
         def add(name: str, kind: Any, *args: Any, **options: Any) -> None:
             ledger = Ledger()
-            runner = kind(*args, deps={Ledger: ledger}, clock=VirtualClock(), threads=4, **options)
+            runner = kind(*args, deps={Ledger: ledger}, clock=Impatient(), threads=4, **options)
             asynchronous = kind in (AsyncInProcessRunner, AsyncCheckpointingRunner)
             wait = loop.run if asynchronous else as_it_is
             stack.callback(lambda: wait(runner.close()))
@@ -158,7 +166,7 @@ def test_an_interrupted_run_comes_to_the_same(
 ) -> None:
     """The store fails at some commit; another runner goes on, and no call is made more than twice."""
     output, oracle = expected(made, "message")
-    ledger, clock = Ledger(), VirtualClock()
+    ledger, clock = Ledger(), Impatient()
 
     def strike() -> None:
         raise BackendError("interrupted here")

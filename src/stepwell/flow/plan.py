@@ -143,6 +143,7 @@ class Plan:
     """A workflow's table with the columns that make one advance cheap.
 
     Attributes:
+        bodied: whether something must be computed by the hands.
         used: whether anybody reads a node's value.
         waiters: siblings in a parallel that need this node.
         drops: values read for the last time by this node.
@@ -150,7 +151,7 @@ class Plan:
     """
 
     __slots__ = (
-        "data", "depth", "drops", "fingerprint", "following", "in_parallel", "kind", "name", "nodes", "parent",
+        "bodied", "data", "depth", "drops", "fingerprint", "following", "in_parallel", "kind", "name", "nodes", "parent",
         "retry", "scratch", "signals", "used", "waiters",
     )  # fmt: skip
 
@@ -162,6 +163,7 @@ class Plan:
         self.kind: list[Kind] = [n.kind for n in nodes]
         self.parent = [n.parent for n in nodes]
         self.depth = [n.depth for n in nodes]
+        self.bodied = [n.kind in BODIED for n in nodes]
         self.retry = [n.retry for n in nodes]
         self.in_parallel = [n.parent >= 0 and nodes[n.parent].kind == "parallel" for n in nodes]
         self.following = _following(nodes)

@@ -23,13 +23,13 @@ from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Frontier
 from stepwell.errors import BackendError, Closed, LeaseLost, TaskTimeout
-from stepwell.flow.plan import BODIED, Key
+from stepwell.flow.plan import Key
 from stepwell.types import ENDED
 
 from .clock import AsyncMailbox, Mailbox, Wait
 from .context import CURRENT, Cell
 from .failure import error_record
-from .hands import Fatal, Flight, Order, start_here
+from .hands import Fatal, start_here
 from .invoke import Body, Job, Outcome, Undecodable, perform, verdict
 from .live import Arrived, Live, event_of
 
@@ -78,6 +78,7 @@ class Drive:
     ) -> None:
         self.room, self.mailbox, self.stay = room, mailbox, stay
         self._loop = loop
+        self._writes = room.backend is not None
         self._cell = Cell()
         self._lives: dict[str, Live] = {}
         self._ready: deque[tuple[Live, Key]] = deque()
@@ -89,8 +90,8 @@ class Drive:
         self._dirty: dict[str, Live] = {}
         self._restless: dict[str, Live] = {}
         self._flights = 0
-        self._for_threads: list[Order] = []
-        self._for_loop: list[Order] = []
+        self._for_threads: list[Job] = []
+        self._for_loop: list[Job] = []
         self._hint = -1
         self._mail_at = 0
         self._orders: Mapping[type, Callable[[Live, Any], None]] = {
@@ -157,10 +158,10 @@ class Drive:
 
     def _leave(self) -> None:
         for live in self._lives.values():
-            for flight in live.flights.values():
-                flight.job.stopped = "the runner has stopped"
-                if flight.stop is not None:
-                    flight.stop()
+            for job in live.flights.values():
+                job.stopped = "the runner has stopped"
+                if job.stop is not None:
+                    job.stop()
             self.room.leave(live.instance_id)
         held = [live.instance for live in self._lives.values()]
         if self.room.backend is not None and held:
@@ -187,7 +188,7 @@ class Drive:
                 continue
             if state.ended or state.held or state.paused or state.cancelling:
                 continue
-            body = live.body_of(key[0])
+            body = live.bodies[key[0]] or live.prepared.body(key[0])
             if body.at_most_once and step.phase == "ready":
                 live.upcoming.append(key)
                 self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
@@ -213,32 +214,31 @@ class Drive:
             job.deadline_us = self.room.clock.now_us() + body.timeout_us
             self._note_deadline(job.deadline_us, live, job)
         self._flights += 1
-        order = Order(job, live.context.copy(), self.mailbox.put)
+        live.flights[key] = job
+        job.context = live.context.copy()
         if body.run_in == "process":
-            live.flights[key] = self.room.in_process(*order)
-            return
-        live.flights[key] = Flight(job, None)
-        (self._for_loop if body.is_async else self._for_threads).append(order)
+            job.stop = self.room.in_process(job, self.mailbox.put)
+        else:
+            (self._for_loop if body.is_async else self._for_threads).append(job)
 
     def _note_deadline(self, due_us: int, live: Live, job: Job | None) -> None:
         heap = self._deadlines
         if len(heap) > 64 + 4 * self._flights:  # most belong to attempts that ended in time
-            heap[:] = [
-                d for d in heap if d[3] is None or (at := d[2].flights.get(d[3].key)) is not None and at.job is d[3]
-            ]
+            heap[:] = [d for d in heap if d[3] is None or d[2].flights.get(d[3].key) is d[3]]
             heapq.heapify(heap)
         heapq.heappush(heap, (due_us, next(self._order), live, job))
 
     def _hand_over(self) -> None:
         """Give away what was launched, as one batch each."""
-        if orders := self._for_threads:
+        if jobs := self._for_threads:
             self._for_threads = []
-            self.room.threads().submit(orders)
-        if orders := self._for_loop:
+            self.room.threads().submit(jobs, self.mailbox.put)
+        if jobs := self._for_loop:
             self._for_loop = []
-            here = self._loop
-            for flight in start_here(here, orders) if here is not None else self.room.loop_thread().submit(orders):
-                flight.job.live.flights[flight.job.key] = flight
+            if self._loop is not None:
+                start_here(self._loop, jobs, self.mailbox.put)
+            else:
+                self.room.loop_thread().submit(jobs, self.mailbox.put)
 
     # --- taking in ---
 
@@ -269,10 +269,10 @@ class Drive:
 
     def _has_landed(self, job: Job) -> bool:
         """Take a job out of the air, and say whether it was still there."""
-        flight = job.live.flights.get(job.key)
-        if flight is None or flight.job is not job:
+        flights, key = job.live.flights, job.key
+        if flights.get(key) is not job:
             return False
-        del job.live.flights[job.key]
+        del flights[key]
         self._flights -= 1
         return True
 
@@ -314,16 +314,16 @@ class Drive:
         for fact in facts:
             if (obey := self._orders.get(type(fact))) is not None:
                 obey(live, fact)
-        if self.room.backend is not None:
+        if self._writes:
             self._dirty[live.instance_id] = self._restless[live.instance_id] = live
         elif live.gated:
             self._dirty[live.instance_id] = live
-        else:
+        elif live.upcoming:
             self._free_steps(live)  # nothing is written, so nothing has to be waited for
         return True
 
     def _opened(self, live: Live, fact: f.Opened) -> None:
-        if live.plan.kind[fact.node] in BODIED:
+        if live.plan.bodied[fact.node]:
             live.upcoming.append((fact.node, fact.turns))
         elif fact.due_us:
             self._wake_at(live, (fact.node, fact.turns), fact.due_us)
@@ -336,12 +336,12 @@ class Drive:
         heapq.heappush(self._timers, (due_us, next(self._order), live, key))
 
     def _cancel_begun(self, live: Live, fact: f.CancelBegun) -> None:
-        for flight in list(live.flights.values()):
-            flight.job.stopped = "the instance is being cancelled"
-            if flight.stop is not None:
-                flight.stop()
-            if flight.job.body.run_in == "process":
-                self._has_landed(flight.job)  # its process is gone, so nothing will come of it
+        for job in list(live.flights.values()):
+            job.stopped = "the instance is being cancelled"
+            if job.stop is not None:
+                job.stop()
+            if job.body.run_in == "process":
+                self._has_landed(job)  # its process is gone, so nothing will come of it
         if live.flights:
             self._note_deadline(self.room.clock.now_us() + GRACE_US, live, None)
         self._settle_idle(live)
@@ -380,15 +380,16 @@ class Drive:
 
     def _release(self, live: Live) -> None:
         """What was decided is safe: its successors may start, and an ended run is done with."""
-        self._free_steps(live)
-        if live.state.ended or ((live.state.held or live.state.paused) and not live.flights):
+        if live.upcoming:
+            self._free_steps(live)
+        state = live.state
+        if state.ended or ((state.held or state.paused) and not live.flights):
             self._finish(live)
 
     def _free_steps(self, live: Live) -> None:
-        if live.upcoming:
-            for key in live.upcoming:
-                self._ready.append((live, key))
-            live.upcoming = []
+        for key in live.upcoming:
+            self._ready.append((live, key))
+        live.upcoming = []
 
     def _release_unwritten(self, live: Live) -> None:
         """Go on with a run that was read and not changed; if it rests, no commit will give it back."""
@@ -399,9 +400,9 @@ class Drive:
     def _finish(self, live: Live) -> None:
         if self._lives.pop(live.instance_id, None) is None:
             return
-        for flight in live.flights.values():
+        for job in live.flights.values():
             self._flights -= 1
-            flight.job.stopped = "the instance has ended"
+            job.stopped = "the instance has ended"
         self.room.leave(live.instance_id)
 
     # --- committing ---
@@ -425,7 +426,8 @@ class Drive:
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
         assert self.room.backend is not None
         try:
-            return self.room.backend.commit(self.room.session(), changes)
+            with self.room.quiet():
+                return self.room.backend.commit(self.room.session(), changes)
         except LeaseLost:
             self._session_lost()
             raise
@@ -552,12 +554,11 @@ class Drive:
         self._settle_idle(live)
 
     def _time_out(self, job: Job) -> None:
-        flight = job.live.flights.get(job.key)
-        if flight is None or not self._has_landed(job):
+        if not self._has_landed(job):
             return
         job.stopped = "its timeout has passed"
-        if flight.stop is not None:
-            flight.stop()
+        if job.stop is not None:
+            job.stop()
         else:
             self.room.threads().abandon(job)
         seconds = job.body.timeout_us / 1e6

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import Context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -42,14 +41,6 @@ class Fatal(NamedTuple):
 Deliver = Callable[[object], None]
 
 
-class Order(NamedTuple):
-    """A job, the context it runs in, and where its outcome goes."""
-
-    job: Job
-    context: Context
-    deliver: Deliver
-
-
 FEW: Final = 4  # a batch of so many orders gets a thread for each at once
 PACE_S: Final = 0.001
 
@@ -60,26 +51,29 @@ class Threads:
     Waking a thread for each small task costs more than the task. So a large batch wakes one thread, and while orders
     wait, a pacemaker looks in every millisecond and doubles the number of busy threads whenever the queue has not moved.
     Bodies that block soon all run side by side; bodies that return at once stay on one thread.
+
+    Who holds :attr:`quiet` keeps threads from taking up the next job. A commit does: its many short calls each let go of
+    the interpreter, and would each wait for a busy thread's whole time slice to get it back.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._orders: deque[Order] = deque()
+        self._jobs: deque[tuple[Job, Deliver]] = deque()
         self._rousings: SimpleQueue[bool] = SimpleQueue()
         self._lock = threading.Lock()
+        self.quiet = threading.Lock()
         self._waiting = threading.Event()
         self._count = self._idle = self._taken = self._lost = 0
         self._pacing = self._closed = False
 
-    def submit(self, orders: Sequence[Order]) -> list[Flight]:
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> None:
         """Run each job in its context on some thread and deliver its :class:`Outcome`."""
-        self._orders.extend(orders)
-        if len(orders) <= FEW:
-            self._rouse(len(orders))
+        self._jobs.extend([(job, deliver) for job in jobs])
+        if len(jobs) <= FEW:
+            self._rouse(len(jobs))
         else:
             self._rouse(1)
             self._keep_pace()
-        return [Flight(order.job, None) for order in orders]
 
     def abandon(self, job: Job) -> None:
         """Take note that a job will not be waited for; its thread ends with it."""
@@ -112,16 +106,19 @@ class Threads:
         cell = Cell()
         while self._rousings.get():
             while (order := self._next()) is not None:
-                order.deliver(order.context.run(_perform_here, cell, order.job))
-                del order  # an idle thread must not keep the last run's values alive
+                job, deliver = order
+                with self.quiet:
+                    pass
+                deliver(job.context.run(_perform_here, cell, job))
+                del order, job  # an idle thread must not keep the last run's values alive
 
-    def _next(self) -> Order | None:
+    def _next(self) -> tuple[Job, Deliver] | None:
         while True:
             try:
-                order = self._orders.popleft()
+                order = self._jobs.popleft()
             except IndexError:
-                with self._lock:  # an order that comes after this look finds the thread counted as idle
-                    if not self._orders:
+                with self._lock:  # a job that comes after this look finds the thread counted as idle
+                    if not self._jobs:
                         self._idle += 1
                         return None
             else:
@@ -140,9 +137,9 @@ class Threads:
             self._waiting.wait()
             taken = self._taken
             time.sleep(PACE_S)
-            if not self._orders:
+            if not self._jobs:
                 self._waiting.clear()
-                if self._orders:
+                if self._jobs:
                     self._waiting.set()
             elif self._taken == taken:
                 self._rouse(max(1, self._count - self._idle))
@@ -166,11 +163,12 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="stepwell-loop", daemon=True)
         self._thread.start()
 
-    def submit(self, orders: Sequence[Order]) -> list[Flight]:
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> None:
         """Start all jobs with one wake-up of the loop."""
-        starts = [_Start(self._loop, *order) for order in orders]
+        starts = [_Start(self._loop, job, deliver) for job in jobs]
+        for start in starts:
+            start.job.stop = start.stop
         self._loop.call_soon_threadsafe(_start_all, starts)
-        return [Flight(start.job, start.stop) for start in starts]
 
     def close(self) -> None:
         """Stop the loop; what still runs on it is cancelled."""
@@ -183,16 +181,16 @@ class LoopThread:
 class _Start:
     """One async attempt: started and stopped on the loop's own thread."""
 
-    __slots__ = ("context", "deliver", "job", "loop", "stopped", "task")
+    __slots__ = ("deliver", "job", "loop", "stopped", "task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, context: Context, deliver: Deliver) -> None:
-        self.loop, self.job, self.context, self.deliver = loop, job, context, deliver
+    def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, deliver: Deliver) -> None:
+        self.loop, self.job, self.deliver = loop, job, deliver
         self.task: asyncio.Task[None] | None = None
         self.stopped = False
 
     def begin(self) -> None:
         if not self.stopped:
-            self.task = self.loop.create_task(self._run(), context=self.context)
+            self.task = self.loop.create_task(self._run(), context=self.job.context)
 
     async def _run(self) -> None:
         import asyncio
@@ -234,8 +232,9 @@ def _stop(loop: asyncio.AbstractEventLoop) -> None:
     ending.add_done_callback(lambda _: loop.stop())
 
 
-def start_here(loop: asyncio.AbstractEventLoop, orders: Sequence[Order]) -> list[Flight]:
+def start_here(loop: asyncio.AbstractEventLoop, jobs: Sequence[Job], deliver: Deliver) -> None:
     """Start async jobs on the loop that is running now."""
-    starts = [_Start(loop, *order) for order in orders]
+    starts = [_Start(loop, job, deliver) for job in jobs]
+    for start in starts:
+        start.job.stop = start.stop_here
     _start_all(starts)
-    return [Flight(start.job, start.stop_here) for start in starts]

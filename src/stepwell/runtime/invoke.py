@@ -66,19 +66,21 @@ class Body:
 
     Attributes:
         call: takes the stored values of ``refs`` and runs the body; for async tasks it returns an awaitable.
-        top_keys: where its values are found if none of them was made inside a loop.
+        top_keys: where its values are found if none of them was made inside a loop; ``top_key`` if it is one.
         plain: a sync task that the caller's own thread may run; ``inline``: one that the scheduler may.
         remote: how a process runs it; set where ``run_in`` is ``"process"``, and then ``call`` is not used.
     """
 
     __slots__ = (
         "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "refs", "remote", "retry",
-        "run_in", "task", "timeout_us", "top_keys",
+        "run_in", "task", "timeout_us", "top_key",
+        "top_keys",
     )  # fmt: skip
 
     def __init__(self, node: int, kind: str, name: str, refs: tuple[int, ...], call: Callable[[Raws], Any]) -> None:
         self.node, self.kind, self.name, self.refs, self.call = node, kind, name, refs, call
         self.top_keys: tuple[Key, ...] | None = None
+        self.top_key: Key | None = None
         self.cases: Mapping[tuple[type, object], str] = {}
         self.task: Any = None
         self.retry: Retry | None = None
@@ -99,6 +101,8 @@ class Job(msgspec.Struct, eq=False):
     number: int
     raws: Any
     keep: Any = None
+    stop: Any = None  # how to end it early, where that is possible
+    context: Any = None
     deadline_us: int = 0
     stopped: str = ""
     started: int = 0
@@ -245,14 +249,12 @@ class Prepared:
         self.input_decoder = codec.decoder(workflow.input_type if workflow.has_input else Any)
         self.output_decoder = codec.decoder(workflow.output_type)
         self._composer = _Composer(workflow, codec, stored, deps)
-        self._bodies: list[Body | None] = [None] * len(self.plan.nodes)
+        self.bodies: list[Body | None] = [None] * len(self.plan.nodes)
         self.signal_types = workflow.bodies.payloads
 
     def body(self, node: int) -> Body:
-        """Return what runs at a node; a run that goes on at its end needs few of them."""
-        body = self._bodies[node]
-        if body is None:
-            body = self._bodies[node] = self._composer.body(node)
+        """Compose what runs at a node, at its first use: a run that goes on at its end needs few of them."""
+        body = self.bodies[node] = self._composer.body(node)
         return body
 
 
@@ -282,6 +284,7 @@ class _Composer:
             body.cases = self._cases(node)
         if not any(self.plan.depth[ref] for ref in positions):
             body.top_keys = tuple((ref, ()) for ref in positions)
+            body.top_key = body.top_keys[0] if len(body.top_keys) == 1 else None
         return body
 
     def _cases(self, node: int) -> dict[tuple[type, object], str]:

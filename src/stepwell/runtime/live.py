@@ -16,8 +16,7 @@ from stepwell.engine.frontier import Frontier, fold, from_image, to_image
 from stepwell.errors import InstanceDamaged
 from stepwell.flow.plan import Key, Plan, Turns
 
-from .hands import Flight
-from .invoke import Body, Prepared, Raws, Tagged
+from .invoke import Body, Job, Prepared, Raws, Tagged
 
 if TYPE_CHECKING:
     from .room import Room
@@ -47,7 +46,7 @@ class Live:
     """
 
     __slots__ = (
-        "arrived", "backend_id", "base", "body_of", "context", "entries", "errors", "flights", "instance", "instance_id",
+        "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance", "instance_id",
         "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored", "taken", "upcoming", "workflow",
     )  # fmt: skip
 
@@ -55,7 +54,7 @@ class Live:
         self, room: Room, prepared: Prepared, instance_id: str, instance: int, run: int, context: Context
     ) -> None:
         self.room, self.prepared, self.plan = room, prepared, prepared.plan
-        self.body_of = prepared.body
+        self.bodies = prepared.bodies
         self.instance_id, self.instance, self.run, self.context = instance_id, instance, run, context
         self.workflow, self.metadata = prepared.workflow.name, prepared.workflow.metadata
         self.backend_id, self.stored = room.backend_id, prepared.stored
@@ -68,7 +67,7 @@ class Live:
         self.arrived: list[Arrived] = []
         self.taken: list[int] = []
         self.upcoming: list[Key] = []
-        self.flights: dict[Key, Flight] = {}
+        self.flights: dict[Key, Job] = {}
         self.resting = False
 
     # --- events in, facts out ---
@@ -123,10 +122,13 @@ class Live:
         """Return the stored values that a body reads."""
         state, store = self.state, self.store
         if body.top_keys is not None and not state.tags:
+            values = state.values
             try:
-                return [store[state.values[key]] for key in body.top_keys]
+                if body.top_key is not None:
+                    return (store[values[body.top_key]],)
+                return [store[values[key]] for key in body.top_keys]
             except KeyError:  # a value that this process has not read yet
-                self.fetch([state.values[key] for key in body.top_keys])
+                self.fetch([values[key] for key in body.top_keys])
         depth = self.plan.depth
         addresses = [state.values[(ref, turns[: depth[ref]])] for ref in body.refs]
         if any(at not in store for at in addresses):

@@ -7,7 +7,7 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from contextvars import Context
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.codec import Codec, JsonCodec
@@ -16,7 +16,7 @@ from stepwell.flow.plan import Plan
 from stepwell.types import DEFAULT_LIMITS, Limits
 
 from .clock import AnyMailbox, Clock, SystemClock
-from .hands import Deliver, Flight, LoopThread, Threads
+from .hands import Deliver, LoopThread, Threads
 from .invoke import Job, Prepared
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .processes import Processes
 
+_NO_THREADS: Final = nullcontext()
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
 PLANS_MAX: Final = 256  # definitions a client meets at a time; more are read again
@@ -171,20 +172,24 @@ class Room:
                 self._threads = Threads(self._threads_limit)
             return self._threads
 
+    def quiet(self) -> AbstractContextManager[object]:
+        """Return what keeps threads from taking up the next body while it is entered."""
+        return self._threads.quiet if self._threads is not None else _NO_THREADS
+
     def loop_thread(self) -> LoopThread:
         with self._lock:
             if self._loop_thread is None:
                 self._loop_thread = LoopThread()
             return self._loop_thread
 
-    def in_process(self, job: Job, context: Context, deliver: Deliver) -> Flight:
-        """Run a job in a worker process."""
+    def in_process(self, job: Job, deliver: Deliver) -> Callable[[], None] | None:
+        """Run a job in a worker process, and return how to stop it."""
         with self._lock:
             if self._processes is None:
                 from .processes import Processes
 
                 self._processes = Processes()
-            return self._processes.submit(job, context, deliver)
+            return self._processes.submit(job, job.context, deliver).stop
 
     # --- the end ---
 

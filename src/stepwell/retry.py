@@ -76,7 +76,7 @@ def check_attempts(attempts: object) -> int:
 def _check_kinds(kinds: object, option: str) -> None:
     members = cast("tuple[object, ...]", kinds) if isinstance(kinds, tuple) else ()
     if not isinstance(kinds, tuple) or not all(isinstance(k, type) and issubclass(k, BaseException) for k in members):
-        raise OptionError(f"Retry({option}=) must be a tuple of exception types, not {kinds!r}")
+        raise OptionError(f"Retry({option}=) must be a tuple of exception types, as {option}=(OSError,), not {kinds!r}")
 
 
 def _number(value: object) -> bool:

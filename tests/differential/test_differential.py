@@ -66,7 +66,7 @@ def stores(folder: Any) -> dict[str, Callable[[], Any]]:
 def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
     """Twelve ways."""
     made: list[Way] = []
-    with ExitStack() as stack, asyncio.Runner() as loop:
+    with asyncio.Runner() as loop, ExitStack() as stack:
 
         def add(name: str, kind: Any, *args: Any, **options: Any) -> None:
             ledger = Ledger()
@@ -119,7 +119,7 @@ def expected(made: Made, late: str) -> tuple[Any, RealOracle]:
     return output, oracle
 
 
-@settings(QUIET, max_examples=60)
+@settings(QUIET, max_examples=200)
 @given(made=worlds(), late=st.sampled_from(["message", "timeout"]))
 def test_every_way_comes_to_the_same(ways: list[Way], account: Counter[str], made: Made, late: str) -> None:
     """Output and calls, attempts included, are those of the tree read aloud."""
@@ -132,7 +132,7 @@ def test_every_way_comes_to_the_same(ways: list[Way], account: Counter[str], mad
     account["graphs"] += 1
 
 
-@settings(QUIET, max_examples=30)
+@settings(QUIET, max_examples=120)
 @given(made=worlds())
 def test_every_way_fails_alike(ways: list[Way], account: Counter[str], made: Made) -> None:
     """Where a step never succeeds the run fails with that step's error, and nothing ran that should not have."""
@@ -147,7 +147,7 @@ def test_every_way_fails_alike(ways: list[Way], account: Counter[str], made: Mad
         account["failures compared"] += 1
 
 
-@settings(QUIET, max_examples=100)
+@settings(QUIET, max_examples=300)
 @given(
     made=worlds(tasks=REPEATABLE),
     store=st.sampled_from(["memory json", "memory msgpack", "sqlite json", "sqlite msgpack"]),

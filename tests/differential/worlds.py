@@ -111,12 +111,12 @@ def bounded(*args: Any, ledger: Ledger = inject(), **kwargs: Any):  # type: igno
     return work(ledger, args, kwargs)
 
 
-@task(retry=Retry(attempts=3, delay="1s"))
+@task(retry=Retry(attempts=3, delay="1s", unless=(Broken,)))
 def retried(*args: Any, ledger: Ledger = inject(), **kwargs: Any):  # type: ignore[no-untyped-def]
     return work(ledger, args, kwargs, retried=True)
 
 
-@task(retry=Retry(attempts=3, delay=0))
+@task(retry=Retry(attempts=3, delay=0, unless=(Broken,)))
 async def retried_later(*args: Any, ledger: Ledger = inject(), **kwargs: Any):  # type: ignore[no-untyped-def]
     return work(ledger, args, kwargs, retried=True)
 

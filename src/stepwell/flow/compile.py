@@ -110,7 +110,7 @@ class _Compiler:
 
     def root(self, name: str, body: n.Body, input_type: object, has_input: bool, where: str) -> None:
         if not body.nodes:
-            raise GraphError(f"workflow {name!r} has no steps; call at least one task in it", where)
+            raise GraphError(f"workflow {name!r} has no steps; call a task in it, or add one with then()", where)
         self.sequence("root", name, NONE, 0, body, {}, where, entrance=(input_type,) if has_input else ())
         self.rows[0].more["interface"] = _interface(
             f"in={type_name(input_type) if has_input else '-'}", f"out={type_name(declared(body.output))}"
@@ -256,7 +256,7 @@ class _Compiler:
             if assignable(produced, declared_type) is False:
                 raise GraphError(
                     f"{node.name!r} wants {name}: {type_name(declared_type)}, but it is given {type_name(produced)} "
-                    f"by {_describe(source)}", node.where,
+                    f"by {_describe(source)}; convert it in a task, or mend the annotation that is wrong", node.where,
                 )  # fmt: skip
 
     def _parallel(self, node: n.ParallelNode, parent: int, depth: int, env: _Env) -> int:
@@ -352,7 +352,8 @@ class _Compiler:
             produced = declared(node.arg)
             if assignable(produced, workflow.input_type) is False:
                 raise GraphError(
-                    f"workflow {workflow.name!r} wants {type_name(workflow.input_type)}, but it is given {type_name(produced)}",
+                    f"workflow {workflow.name!r} wants {type_name(workflow.input_type)}, but it is given {type_name(produced)}; "
+                    f"convert it in a task, or mend the annotation that is wrong",
                     node.where,
                 )
         index = self.sequence("child", node.name, parent, depth, workflow.body, inner, node.where)

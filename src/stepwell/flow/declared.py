@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 from stepwell.types import Again, Done
 
 from .nodes import (
+    BranchNode,
     ChildNode,
     Const,
     Display,
@@ -53,6 +54,8 @@ def _of_node(node: Node) -> object:
             return task.returns
         case ChildNode(workflow=workflow):
             return workflow.output_type
+        case BranchNode(body=body):
+            return declared(body.output)
         case SignalNode(payload_type=payload, on_timeout=other):
             return union([payload, declared(other.output)]) if other else payload
         case RouteNode(cases=cases, default=default):

@@ -123,7 +123,7 @@ _REFUSED: Final = {
     "searched with `in`": (_TASK, "contains"),
     "iterated over or unpacked": ("select items with [0], [1], or do it in a task", "iter next reversed"),
     "measured with len()": (_TASK, "len length_hint"),
-    "made text": ("format it in a task", "str format bytes"),
+    "made text": ("format it in a task; to see where it comes from use repr()", "str format bytes"),
     "called": ("methods run in a task", "call"),
     "a set member or dict key": ("use it as a list item or dict value", "hash"),
     "changed": (_TASK, "setattr delattr setitem delitem"),

@@ -437,6 +437,9 @@ def unresolved(fn: Callable[..., Any], owner: str) -> str:
 
 
 def _options(name: str, given: Mapping[str, Any]) -> TaskOptions:
+    known = _checked_options.__kwdefaults__
+    if unknown := [option for option in given if option not in known]:
+        raise TypeError(f"task {name!r}: {unknown[0]!r} is not an option of @task; the options are {', '.join(known)}")
     try:
         return _checked_options(**given)
     except OptionError as error:

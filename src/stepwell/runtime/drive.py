@@ -79,6 +79,7 @@ class Drive:
         self.room, self.mailbox, self.stay = room, mailbox, stay
         self._loop = loop
         self._writes = room.backend is not None
+        self._at_once = self._keep_at_once
         self._cell = Cell()
         self._lives: dict[str, Live] = {}
         self._ready: deque[tuple[Live, Key]] = deque()
@@ -145,6 +146,7 @@ class Drive:
                     self._read_mail()
                 if self._timer_due():
                     self._fire()
+                    continue
                 if self._ready or not self._lives:
                     continue
                 if not self.stay and not self._flights and not self._timer_due():
@@ -203,7 +205,7 @@ class Drive:
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
         job = Job(live, body, key[0], key[1], attempt, live.gather(body, key[1]))
         if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
-            job.keep = self._keep_at_once
+            job.keep = self._at_once
             self._absorb(perform(job, self._cell))
         else:
             self._launch(live, key, body, job)
@@ -280,7 +282,7 @@ class Drive:
         job, now = outcome.job, self.room.clock.now_us()
         if outcome.error is None:
             event: e.Event = e.Succeeded(job.node, job.turns, job.number, outcome.tag)
-            self._record(job.live, Arrived(event, outcome.output, now, (time.perf_counter_ns() - job.started) // 1_000))
+            self._record(job.live, Arrived(event, outcome.output, now, job.took_us))
         elif isinstance(outcome.error, Undecodable):
             self._record(
                 job.live, Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now)
@@ -295,7 +297,7 @@ class Drive:
         event = e.Errored(job.node, job.turns, job.number, retryable, after_us, self.room.draw())
         record = live.prepared.codec.encode(outcome.record) if self.room.stored else outcome.record
         address = live.state.seq + 1
-        if self._record(live, Arrived(event, record, now, (time.perf_counter_ns() - job.started) // 1_000)):
+        if self._record(live, Arrived(event, record, now, job.took_us)):
             live.errors[address] = outcome.error
 
     def _deliver(self, live: Live, message: Message) -> bool:
@@ -311,21 +313,21 @@ class Drive:
         facts = live.advance(arrived)
         if not facts:
             return False
+        opened, bodied = f.Opened, live.plan.bodied
         for fact in facts:
-            if (obey := self._orders.get(type(fact))) is not None:
+            if type(fact) is opened and bodied[fact.node]:
+                live.upcoming.append((fact.node, fact.turns))
+            elif (obey := self._orders.get(type(fact))) is not None:
                 obey(live, fact)
-        if self._writes:
+        state = live.state
+        if self._writes or state.ended or state.held or state.paused or state.cancelling:
             self._dirty[live.instance_id] = self._restless[live.instance_id] = live
-        elif live.gated:
-            self._dirty[live.instance_id] = live
         elif live.upcoming:
             self._free_steps(live)  # nothing is written, so nothing has to be waited for
         return True
 
     def _opened(self, live: Live, fact: f.Opened) -> None:
-        if live.plan.bodied[fact.node]:
-            live.upcoming.append((fact.node, fact.turns))
-        elif fact.due_us:
+        if fact.due_us:
             self._wake_at(live, (fact.node, fact.turns), fact.due_us)
 
     def _attempt_failed(self, live: Live, fact: f.AttemptFailed) -> None:
@@ -506,8 +508,10 @@ class Drive:
     # --- waiting ---
 
     def _wait(self) -> Wait | None:
-        """Return what to wait for, or ``None`` if a timer is due already."""
+        """Return what to wait for, or ``None`` if there is something to do already."""
         self._write_rests()
+        if self._ready or not self._lives:
+            return None
         ends = [
             due
             for due in (
@@ -563,6 +567,7 @@ class Drive:
             self.room.threads().abandon(job)
         seconds = job.body.timeout_us / 1e6
         error = TaskTimeout(f"{job.body.name!r} ran longer than its timeout of {seconds:g} s at {job.path}", job.path)
+        job.took_us = job.body.timeout_us
         self._absorb(Outcome(job, None, "", error, error_record(error, self.room.limits.error_bytes)))
 
     # --- messages ---
@@ -582,7 +587,7 @@ class Drive:
                 for message in messages:
                     self._take_message(live, message)
         self._commit()
-        self._hint = backend.hint()
+        self._hint = hint  # not a later one: what was posted since the inbox was read must be seen
 
     def _take_message(self, live: Live, message: Message) -> None:
         if message.id in live.taken:

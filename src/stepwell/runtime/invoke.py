@@ -105,7 +105,7 @@ class Job(msgspec.Struct, eq=False):
     context: Any = None
     deadline_us: int = 0
     stopped: str = ""
-    started: int = 0
+    took_us: int = 0
 
     @property
     def key(self) -> Key:
@@ -155,13 +155,14 @@ class Outcome(msgspec.Struct, eq=False):
 def perform(job: Job, cell: Cell) -> Outcome:
     """Run a sync body here and now. Only ``Exception`` is an attempt's failure; anything else passes through."""
     cell.attempt = job
-    job.started = time.perf_counter_ns()
+    began = time.perf_counter_ns()
     try:
         value = job.body.call(job.raws)
     except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
         return failed(job, error)
     finally:
         cell.attempt = None
+        job.took_us = (time.perf_counter_ns() - began) // 1_000
     return keep(job, value)
 
 
@@ -169,13 +170,14 @@ async def perform_async(job: Job) -> Outcome:
     """Run an async body in the current asyncio task."""
     cell = Cell(job)
     CURRENT.set(cell)
-    job.started = time.perf_counter_ns()
+    began = time.perf_counter_ns()
     try:
         value = await cast(Awaitable[Any], job.body.call(job.raws))
     except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
         return failed(job, error)
     finally:
         cell.attempt = None
+        job.took_us = (time.perf_counter_ns() - began) // 1_000
     return keep(job, value)
 
 
@@ -207,7 +209,7 @@ def _chosen(job: Job, key: object) -> Outcome:
     if case is None:
         known = ", ".join(sorted(job.body.cases.values())) or "none"
         return failed(
-            job, NoRoute(f"route {job.path}: no case for {key!r:.80} and no default; the cases are {known}", job.path)
+            job, NoRoute(f"no case for {key!r:.80} at {job.path}, which has {known}; add the case or a default", job.path)
         )
     return Outcome(job, None, case)
 

@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextvars import Context
 from importlib import import_module
@@ -276,11 +277,14 @@ class _Worker:
         connection = self._ready(job)
         if order.stopped:  # set before the kill that a stop sends, so one of the two is always seen
             return None
+        began = time.perf_counter_ns()
         try:
             connection.send_bytes(packed(call))
             ending = self._converse(connection, job)
         except (EOFError, OSError):
             return order.finish(_died(job, self._reap()))
+        finally:
+            job.took_us = (time.perf_counter_ns() - began) // 1_000
         return order.finish(order.context.run(_landed, job, ending))
 
     def _converse(self, connection: Connection, job: Job) -> Ending:

@@ -119,8 +119,8 @@ def _new_live(room: Room, prepared: Prepared, start: Start) -> Live:
 def _encode_input(prepared: Prepared, value: object) -> Any:
     workflow = prepared.workflow
     if workflow.has_input is isinstance(value, NoInput):
-        wanted = "an input" if workflow.has_input else "no input"
-        raise UsageError(f"workflow {workflow.name!r} takes {wanted}: it was defined at {workflow.where}")
+        wanted = "an input; give it after the workflow" if workflow.has_input else "no input; leave the value out"
+        raise UsageError(f"workflow {workflow.name!r}, defined at {workflow.where}, takes {wanted}")
     if isinstance(value, NoInput):
         return None
     if not prepared.stored:
@@ -195,8 +195,10 @@ def _policy(start: Start) -> ConflictPolicy:
     try:
         return ConflictPolicy(start.on_conflict) if start.on_conflict is not None else ConflictPolicy.USE_EXISTING
     except ValueError:
-        known = ", ".join(policy.name for policy in ConflictPolicy)
-        raise OptionError(f"on_conflict must be one of {known}, not {start.on_conflict!r}") from None
+        known = ", ".join(repr(policy.value) for policy in ConflictPolicy)
+        raise OptionError(
+            f"on_conflict must be a ConflictPolicy or one of {known}, not {start.on_conflict!r}"
+        ) from None
 
 
 def _replace(drive: Drive, prepared: Prepared, start: Start, header: Header) -> Entered:

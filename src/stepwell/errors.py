@@ -20,7 +20,7 @@
     ├── InstanceError              about one instance (carries instance_id)
     │   ├── InstanceNotFound
     │   ├── InstanceExists         policy FAIL met an existing id
-    │   ├── InstanceConflict       the id belongs to another workflow
+    │   ├── InstanceConflict       the id belongs to another workflow or graph
     │   ├── InputMismatch          the id exists with another input
     │   ├── InstanceEnded          a signal or request came after the end
     │   ├── AlreadyRunning         another live session holds it
@@ -126,7 +126,7 @@ class ValueTooLarge(EncodeError):
 
 
 class DecodeError(CodecError):
-    """Stored bytes do not fit the type they are read as."""
+    """Stored bytes do not fit the type they are read as: an annotation says something else than what was returned."""
 
 
 class CorruptValue(DecodeError):
@@ -157,7 +157,7 @@ class InstanceExists(InstanceError):
 
 
 class InstanceConflict(InstanceError):
-    """The id belongs to an instance of another workflow."""
+    """The id belongs to an instance of another workflow, or of an older graph of this one that is unfinished."""
 
 
 class InputMismatch(InstanceError):
@@ -189,7 +189,7 @@ class WorkflowCancelled(InstanceError):
 
 
 class InstancePaused(InstanceError):
-    """The instance is paused; ``resume`` continues it."""
+    """The instance is paused; ``runner.client.resume`` lets it go on."""
 
 
 class InstanceHeld(InstanceError):
@@ -251,11 +251,29 @@ class RecordedError(StepwellError):
 
 
 class Permanent(StepwellError):
-    """Raise it in a task to fail the step at once, whatever its retry policy says."""
+    """Raise it in a task to fail the step at once, whatever its retry policy says.
+
+    Example:
+        >>> raise Permanent("the card is blocked")
+        Traceback (most recent call last):
+        stepwell.errors.Permanent: the card is blocked
+    """
 
 
 class RetryAfter(StepwellError):
-    """Raise it in a task to be tried again after at least ``seconds``; uses up no attempt."""
+    """Raise it in a task to be tried again after at least ``seconds``; uses up no attempt.
+
+    Args:
+        seconds: 0 to 31 622 400, which is a year.
+        message: what a person may read of it.
+
+    Raises:
+        OptionError: ``seconds`` is out of range.
+
+    Example:
+        >>> RetryAfter(30, "the server is busy").seconds
+        30
+    """
 
     def __init__(self, seconds: float, message: str = "") -> None:
         if not 0 <= seconds <= 366 * 86_400:

@@ -13,13 +13,13 @@ ATTEMPTS_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A retry policy.
+    """A retry policy. A wait under way survives a restart: only the rest of it is waited for.
 
     Args:
-        attempts: tries in all, at least 1.
-        delay: wait before the second attempt.
-        factor: each further wait is this many times the one before, at least 1.
-        max_delay: no wait is longer.
+        attempts: tries in all, 1 to 10 000; default 3.
+        delay: wait before the second attempt: seconds, ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``; default 1 s.
+        factor: each further wait is this many times the one before, 1 to 1000; default 2.
+        max_delay: no wait is longer; default one hour.
         jitter: share of a wait that is drawn at random, 0 to 1; 0.1 spreads a wait over 90 to 100 %.
         on: exception types that are tried again.
         unless: exception types that are not, even where ``on`` names them.

@@ -12,6 +12,7 @@ from .errors import OptionError
 State: TypeAlias = Literal["pending", "running", "waiting", "paused", "held", "completed", "failed", "cancelled"]
 
 ENDED: Final[frozenset[str]] = frozenset({"completed", "failed", "cancelled"})
+RESTING: Final[frozenset[str]] = ENDED | {"held", "paused"}
 
 RouteKey: TypeAlias = str | int | bool | Enum
 
@@ -21,20 +22,39 @@ R = TypeVar("R", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Again(Generic[S]):
-    """Returned by a loop's body: take another turn with ``value``."""
+    """Returned by a loop's body: take another turn with ``value``.
+
+    Example:
+        >>> @task
+        ... def halve(n: int) -> Again[int] | Done[int]:
+        ...     return Again(n // 2) if n > 10 else Done(n)
+        >>> halve(25)
+        Again(value=12)
+    """
 
     value: S
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[R]):
-    """Returned by a loop's body: leave the loop with ``value``."""
+    """Returned by a loop's body: leave the loop with ``value``. See :class:`Again`."""
 
     value: R
 
 
 class ConflictPolicy(StrEnum):
-    """What ``start`` does when the instance id exists already."""
+    """What ``run`` and ``start`` do when the instance id exists already; the member or its value is given.
+
+    Attributes:
+        FAIL: raise ``InstanceExists``.
+        USE_EXISTING: attach to it, the default: an unfinished one goes on, an ended one gives its recorded end.
+        TERMINATE_EXISTING: cancel it, fence whoever works on it, and begin a new run under the id.
+        RESTART_IF_FAILED: let a failed or cancelled one go on where it stopped, results kept; else as USE_EXISTING.
+
+    Example:
+        >>> ConflictPolicy("use_existing")
+        <ConflictPolicy.USE_EXISTING: 'use_existing'>
+    """
 
     FAIL = "fail"
     USE_EXISTING = "use_existing"
@@ -44,14 +64,18 @@ class ConflictPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Numbers that bound what is stored; checked before memory is taken.
+    """Numbers that bound what is stored; checked before memory is taken. Given to a codec, and with it to a store.
 
-    ``value_bytes`` bounds one encoded value, ``depth`` its nesting, ``keys`` the entries of one container,
-    ``int_digits`` the decimal digits of one integer, ``error_bytes`` the text of one recorded error.
+    Attributes:
+        value_bytes: the size of one encoded value, 8 MiB.
+        depth: how deep it may nest.
+        keys: the entries of one container.
+        int_digits: the decimal digits of one integer.
+        error_bytes: the text of one recorded error; what is longer is cut.
 
     Example:
-        >>> Limits(value_bytes=64 * 1024).value_bytes
-        65536
+        >>> codec = JsonCodec(Limits(value_bytes=64 * 1024))
+        >>> SqliteBackend("orders.db", codec=codec)  # doctest: +SKIP
     """
 
     value_bytes: int = 8 * 1024 * 1024

@@ -13,9 +13,23 @@ from typing import Any
 import apsw
 
 from stepwell import (
-    Again, CheckpointingRunner, ConflictPolicy, Done, Retry, SqliteBackend, branch, delay, inject, loop, parallel, route, signal,
-    task, task_context, workflow,
-)  # fmt: skip
+    Again,
+    CheckpointingRunner,
+    ConflictPolicy,
+    Done,
+    Retry,
+    SqliteBackend,
+    branch,
+    delay,
+    inject,
+    loop,
+    parallel,
+    route,
+    signal,
+    task,
+    task_context,
+    workflow,
+)
 from stepwell.backend.base import Filter
 from stepwell.engine import facts as f
 from stepwell.runtime.control import Control
@@ -243,6 +257,9 @@ def _look(backend: Any, ledger: Ledger) -> dict[str, Any]:
             if isinstance(fact, f.StepDone | f.RouteTaken | f.TimerFired | f.MessageTaken | f.ScopeDone | f.RunEnded):
                 outcomes[f"{type(fact).__name__} {fact.node} {fact.turns}"] += 1
     return {
-        "state": header.state, "held_by": header.held_by, "mail": header.mail, "stuck": len(backend.stuck(2**62)),
+        "state": header.state,
+        "held_by": header.held_by,
+        "mail": header.mail,
+        "stuck": len(backend.stuck(2**62)),
         "twice": [name for name, times in outcomes.items() if times > 1],
-    }  # fmt: skip
+    }

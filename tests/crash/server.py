@@ -1,7 +1,7 @@
 """Forks a fresh process for each line of JSON it reads, waits for its end, and answers with a line.
 
-It imports everything first, opens no database and starts no thread, so a fork is safe and takes milliseconds where a new
-interpreter takes a hundred.
+It imports everything first, opens no database and starts no thread, so a fork is safe and takes milliseconds where a
+new interpreter takes a hundred.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A process is killed before and after everything it writes, at each place in turn, and another one goes on.
 
-What must hold afterwards is checked against a ledger outside of the store: the output is that of an undisturbed run, nothing
-that had been followed by a later step ran again, only what was in flight ran twice, and nothing is lost, stuck or recorded
-twice.
+What must hold afterwards is checked against a ledger outside of the store: the output is that of an undisturbed run,
+nothing that had been followed by a later step ran again, only what was in flight ran twice, and nothing is lost, stuck
+or recorded twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Processes:
         self.folder, self.stories = folder, 0
         self.points: Counter[str] = Counter()
         self.reruns = self.instances = 0
-        self.server = subprocess.Popen(
+        self.server = subprocess.Popen(  # noqa: S603  # our own script
             [sys.executable, server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 

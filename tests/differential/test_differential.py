@@ -1,4 +1,4 @@
-"""One graph, every runner, store and codec: the same output and the same calls, also with failures and interruptions."""
+"""One graph, every runner, store and codec: the same output, the same calls, also when it fails or is interrupted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from stepwell import (
-    AsyncCheckpointingRunner, AsyncInProcessRunner, BackendError, CheckpointingRunner, InMemoryBackend, InProcessRunner,
-    JsonCodec, MsgpackCodec, SqliteBackend, WorkflowFailed,
-)  # fmt: skip
+    AsyncCheckpointingRunner,
+    AsyncInProcessRunner,
+    BackendError,
+    CheckpointingRunner,
+    InMemoryBackend,
+    InProcessRunner,
+    JsonCodec,
+    MsgpackCodec,
+    SqliteBackend,
+    WorkflowFailed,
+)
 from stepwell.flow.workflow import Workflow
 from stepwell.testing import VirtualClock
 from stepwell.testing.faults import Fault, FaultyBackend
 
-from .worlds import INPUT, REPEATABLE, WAITS_MAX, Broken, Ledger, RealOracle, worlds
+from ..engine.graphs import Seeded  # noqa: TID252
+from .worlds import ALL, INPUT, REPEATABLE, WAITS_MAX, Broken, Ledger, RealOracle, grow, worlds
 
 QUIET = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -102,42 +111,49 @@ class closing:
 
 
 @pytest.fixture(scope="module")
-def account(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
-    """What all tests of this file did; printed at the end."""
-    counts: Counter[str] = Counter()
-    yield counts
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and counts:
-        reporter.ensure_newline()
-        reporter.write_line("differential: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+def account() -> Counter[str]:
+    """What all tests of this file did; printed by the last one."""
+    return Counter()
 
 
 def expected(made: Made, late: str) -> tuple[Any, RealOracle]:
     oracle = RealOracle(late)
-    output = oracle.run(made, INPUT)
-    assume(oracle.waits.total() <= WAITS_MAX)
-    return output, oracle
+    return oracle.run(made, INPUT), oracle
 
 
-@settings(QUIET, max_examples=200)
-@given(made=worlds(), late=st.sampled_from(["message", "timeout"]))
+@settings(QUIET, max_examples=250)
+@given(made=worlds(size=16), late=st.sampled_from(["message", "timeout"]))
 def test_every_way_comes_to_the_same(ways: list[Way], account: Counter[str], made: Made, late: str) -> None:
     """Output and calls, attempts included, are those of the tree read aloud."""
     output, oracle = expected(made, late)
+    assume(oracle.waits.total() <= WAITS_MAX)
+    compare(ways, made, output, oracle, account)
+
+
+def test_every_way_comes_to_the_same_with_large_graphs(ways: list[Way], account: Counter[str]) -> None:
+    """Sixty of them, up to sixty nodes, always the same ones."""
+    for seed in range(60):
+        made = grow(Seeded(seed), 60, ALL)
+        output, oracle = expected(made, ("message", "timeout")[seed % 2])
+        compare(ways, made, output, oracle, account)
+
+
+def compare(ways: list[Way], made: Made, output: Any, oracle: RealOracle, account: Counter[str]) -> None:
     for way in ways:
-        assert way.run(made, oracle.waits) == output, way.name
-        assert way.ledger.calls == oracle.done, way.name
+        assert way.run(made, oracle.waits) == output, (way.name, made.draw())
+        assert way.ledger.calls == oracle.done, (way.name, made.draw())
         account["runs compared"] += 1
         account["calls compared"] += oracle.done.total()
     account["graphs"] += 1
+    account["combinations of runner, store and codec"] = len(ways)
 
 
 @settings(QUIET, max_examples=120)
 @given(made=worlds())
 def test_every_way_fails_alike(ways: list[Way], account: Counter[str], made: Made) -> None:
     """Where a step never succeeds the run fails with that step's error, and nothing ran that should not have."""
-    output, oracle = expected(made, "message")
-    assume(oracle.broken)
+    _, oracle = expected(made, "message")
+    assume(oracle.broken and oracle.waits.total() <= WAITS_MAX)
     for way in ways:
         with pytest.raises(WorkflowFailed) as caught:
             way.run(made, oracle.waits, breaking=True)
@@ -166,6 +182,7 @@ def test_an_interrupted_run_comes_to_the_same(
 ) -> None:
     """The store fails at some commit; another runner goes on, and no call is made more than twice."""
     output, oracle = expected(made, "message")
+    assume(oracle.waits.total() <= WAITS_MAX)
     ledger, clock = Ledger(), Impatient()
 
     def strike() -> None:
@@ -206,3 +223,13 @@ def finish(coroutine: Any) -> Any:
     except StopIteration as end:
         return end.value
     raise AssertionError("it waits")
+
+
+def test_the_account(account: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What was compared, and that it was not nothing."""
+    with capsys.disabled():
+        print("\ndifferential: " + ", ".join(f"{count} {name}" for name, count in account.items()))  # noqa: T201
+    if len(account) > 4:
+        assert account["graphs"] > 200
+        assert account["interruptions"] > 50
+        assert account["failures compared"] > 100

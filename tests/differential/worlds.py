@@ -1,7 +1,7 @@
 """Random workflows whose tasks really run, and what they must come to.
 
-The trees are those of the engine's tests, grown with sources that real values can follow. A task's value is made of its name,
-its turns and its arguments, so two runs agree only if the same steps were given the same things.
+The trees are those of the engine's tests, grown with sources that real values can follow. A task's value is made of its
+name, its turns and its arguments, so two runs agree only if the same steps were given the same things.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from stepwell.flow.plan import Turns
 from stepwell.flow.task import AnyTask
 from stepwell.flow.workflow import Workflow
 
-from ..engine.graphs import Chooser, Drawn, _Grower, workflow
-from ..engine.hands import says
-from ..engine.oracle import Oracle
+from ..engine.graphs import Chooser, Drawn, _Grower, workflow  # noqa: TID252
+from ..engine.hands import says  # noqa: TID252
+from ..engine.oracle import Oracle  # noqa: TID252
 
 INPUT = ["input", {"part": 0, "key1": "x", "key2": "y", "key3": "z"}]
 WAITS_MAX = 40

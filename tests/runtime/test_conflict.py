@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    ConflictPolicy, InputMismatch, InstanceConflict, InstanceExists, InstancePaused, WorkflowCancelled, WorkflowFailed, signal,
-    task, workflow,
-)  # fmt: skip
+    ConflictPolicy,
+    InputMismatch,
+    InstanceConflict,
+    InstanceExists,
+    InstancePaused,
+    WorkflowCancelled,
+    WorkflowFailed,
+    signal,
+    task,
+    workflow,
+)
 
 FAIL, USE, TERMINATE, RESTART = ConflictPolicy
 

@@ -10,9 +10,20 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    Again, Done, InMemoryBackend, NoTaskContext, Retry, StepCancelled, TaskContext, WorkflowCancelled, loop, parallel, task,
-    task_context, workflow,
-)  # fmt: skip
+    Again,
+    Done,
+    InMemoryBackend,
+    NoTaskContext,
+    Retry,
+    StepCancelled,
+    TaskContext,
+    WorkflowCancelled,
+    loop,
+    parallel,
+    task,
+    task_context,
+    workflow,
+)
 from stepwell.testing import VirtualClock
 
 
@@ -75,9 +86,8 @@ def test_a_copied_context_reaches_the_threads_of_a_task(any_runner: Any) -> None
             ctx: TaskContext | None = task_context(default=None)
             found.append(ctx.path if ctx else "none")
 
-        for target in (lambda: copy_context_of_task.run(note), note):
-            copy_context_of_task = copy_context()
-            thread = threading.Thread(target=target)
+        for target, args in ((copy_context().run, (note,)), (note, ())):
+            thread = threading.Thread(target=target, args=args)
             thread.start()
             thread.join()
         return found

@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    AsyncCheckpointingRunner, InMemoryBackend, InstanceNotFound, InstancePaused, UsageError, WorkflowCancelled, delay, parallel,
-    signal, task, workflow,
-)  # fmt: skip
+    AsyncCheckpointingRunner,
+    InMemoryBackend,
+    InstanceNotFound,
+    InstancePaused,
+    UsageError,
+    WorkflowCancelled,
+    delay,
+    parallel,
+    signal,
+    task,
+    workflow,
+)
 from stepwell.testing import VirtualClock
 
 

@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    BackendError, CheckpointingRunner, InMemoryBackend, InstanceDamaged, SqliteBackend, delay, parallel, signal, task, task_context, workflow,
-)  # fmt: skip
+    BackendError,
+    CheckpointingRunner,
+    InMemoryBackend,
+    InstanceDamaged,
+    SqliteBackend,
+    delay,
+    parallel,
+    signal,
+    task,
+    task_context,
+    workflow,
+)
 from stepwell.engine import facts as f
 from stepwell.runtime.live import frontier_of
 from stepwell.testing import VirtualClock
@@ -26,7 +36,8 @@ def step(x: int) -> int:
 @workflow
 def asking(x: int) -> int:
     with parallel():
-        a, b = step(x), step(x)
+        a = step(x)
+        step(x)
     step(a)
     return step(signal("answer", int))
 
@@ -69,7 +80,7 @@ def spoil(store: SqliteBackend, instance_id: str, change: Callable[[bytes], byte
 def test_a_damaged_journal_stops_its_instance_alone(
     change: Callable[[bytes], bytes | None], store: SqliteBackend
 ) -> None:
-    """resume says that it is damaged; recover passes it over, says why, and goes on with the others; nobody holds it."""
+    """resume says that it is damaged; recover passes it over and says why; the others go on, and nobody holds it."""
     with CheckpointingRunner(store) as runner:
         for name in ("before", "bad", "after"):
             runner.start(asking, 1, instance_id=name)
@@ -92,7 +103,7 @@ def test_a_damaged_journal_stops_its_instance_alone(
 
 def test_whatever_stands_in_a_journal_is_read_or_told(store: SqliteBackend) -> None:
     """Three hundred spoiled journals: each is either a state or InstanceDamaged, never another error."""
-    choose, told = random.Random(7), 0
+    choose, told = random.Random(7), 0  # noqa: S311
     with CheckpointingRunner(store) as runner:
         runner.start(asking, 1, instance_id="i")
     loaded = store.load("i")
@@ -135,7 +146,7 @@ def test_a_damaged_image_is_told(store: SqliteBackend) -> None:
 
 
 class World:
-    """A run with a fork, a retry, a delay and a message, which counts its calls. The message is sent past the failing store."""
+    """A run with a fork, a retry, a delay and a message; it counts its calls and sends past the failing store."""
 
     def __init__(self, client: Any) -> None:
         self.calls: list[str] = []
@@ -178,7 +189,7 @@ class World:
 @pytest.mark.parametrize("method", ["open_session", "register", "create", "commit", "mail", "hint", "end_session"])
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_a_store_that_fails_never_fails_the_run(kind: str, method: str, when: Any, tmp_path: Path) -> None:
-    """Each call of each method fails in its turn, done or not: the caller is told, and the next call completes the run."""
+    """Each call of each method fails in its turn, done or not; the caller is told, and the next call ends well."""
     nth, fired = 0, True
     while fired:
         nth += 1
@@ -203,7 +214,7 @@ def survives(inner: Any, fault: Fault) -> bool:
                 assert failing.run(world.workflow, 1, instance_id="i") == 105
                 assert not struck or fault.method == "end_session"
         except BackendError as error:
-            assert struck, error
+            assert struck, error  # noqa: PT017  # an error before the fault would be another one
         found = inner.header("i")
         assert found is None or (found.state != "failed" and found.held_by == "") or fault.method == "end_session", (
             fault

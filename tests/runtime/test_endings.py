@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    Again, Done, InstanceHeld, LoopLimit, LoopValue, NoRoute, RecordedError, WorkflowFailed, loop, route, task, task_context,
+    Again,
+    Done,
+    InstanceHeld,
+    LoopLimit,
+    LoopValue,
+    NoRoute,
+    RecordedError,
+    WorkflowFailed,
+    loop,
+    route,
+    task,
+    task_context,
     workflow,
-)  # fmt: skip
+)
 from stepwell.backend.base import Filter
 
 
@@ -215,9 +226,16 @@ class Rude(Exception):
 
 
 @pytest.mark.parametrize(
-    "error", [Rude(), ValueError("nul \0 and \ud800"), ValueError("long " * 100_000), Exception(), ExceptionGroup("many", [OSError("a")])],
+    "error",
+    [
+        Rude(),
+        ValueError("nul \0 and \ud800"),
+        ValueError("long " * 100_000),
+        Exception(),
+        ExceptionGroup("many", [OSError("a")]),
+    ],
     ids=["broken str", "odd text", "long text", "empty", "group"],
-)  # fmt: skip
+)
 def test_any_error_can_be_recorded(error: Exception, backend: Any, open_runner: Any) -> None:
     """Whatever its text is; what is stored is bounded."""
 
@@ -308,7 +326,7 @@ def test_a_cut_off_at_most_once_step_is_held_and_not_started_again(backend: Any,
         open_runner(backend).run(payment.workflow, 1, instance_id="i")
     runner = open_runner(backend)
     for _ in range(2):
-        with pytest.raises(InstanceHeld, match="interrupted.* at pay") as caught:
+        with pytest.raises(InstanceHeld, match=r"interrupted.* at pay") as caught:
             runner.resume(payment.workflow, "i")
         assert caught.value.reason == "interrupted"
     assert payment.calls == [1]

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    AlreadyRunning, AsyncCheckpointingRunner, AsyncInProcessRunner, CheckpointingRunner, InMemoryBackend, OptionError,
-    WorkflowFailed, delay, task, workflow,
-)  # fmt: skip
+    AlreadyRunning,
+    AsyncCheckpointingRunner,
+    AsyncInProcessRunner,
+    CheckpointingRunner,
+    InMemoryBackend,
+    OptionError,
+    WorkflowFailed,
+    delay,
+    task,
+    workflow,
+)
 from stepwell.testing.faults import FaultyBackend
 
 

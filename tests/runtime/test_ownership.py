@@ -13,9 +13,23 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    AlreadyRunning, AsyncCheckpointingRunner, CheckpointingRunner, Closed, InMemoryBackend, InProcessRunner, InstanceNotFound,
-    LeaseLost, OptionError, SqliteBackend, SyncInAsync, UsageError, WorkflowCancelled, task, task_context, workflow,
-)  # fmt: skip
+    AlreadyRunning,
+    AsyncCheckpointingRunner,
+    CheckpointingRunner,
+    Closed,
+    InMemoryBackend,
+    InProcessRunner,
+    InstanceNotFound,
+    LeaseLost,
+    OptionError,
+    SqliteBackend,
+    SyncInAsync,
+    UsageError,
+    WorkflowCancelled,
+    task,
+    task_context,
+    workflow,
+)
 
 from . import children
 
@@ -98,7 +112,7 @@ def test_a_refused_call_gives_back_nothing_that_is_not_its_own(any_runner: Any) 
 def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     """While it lives its instance is its own; after kill -9 the next process goes on without waiting for the lease."""
     path = tmp_path / "runs.db"
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: S603  # our own script
         [sys.executable, children.__file__, "holding", str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -135,10 +149,10 @@ def test_a_taken_over_session_cannot_write(tmp_path: Path) -> None:
 
         @task
         def slow(x: int) -> int:
-            calls.append("slow")
-            if len(calls) == 1:
+            calls.append("slow")  # noqa: B023
+            if len(calls) == 1:  # noqa: B023
                 now[0] += 31_000_000
-                assert other.resume(overtaken, "i") == 3  # noqa: B023
+                assert other.resume(overtaken, "i") == 3
             return x + 1
 
         @workflow
@@ -176,9 +190,8 @@ def test_a_task_cannot_swallow_the_loss_of_its_lease() -> None:
     def alone(x: int) -> int:
         return careless(x)
 
-    with CheckpointingRunner(backend) as first, CheckpointingRunner(backend) as other:
-        with pytest.raises(LeaseLost):
-            first.run(alone, 1, instance_id="i")
+    with CheckpointingRunner(backend) as first, CheckpointingRunner(backend) as other, pytest.raises(LeaseLost):
+        first.run(alone, 1, instance_id="i")
     assert seen == []
 
 

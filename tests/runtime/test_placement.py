@@ -9,8 +9,15 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 from stepwell import (
-    AsyncCheckpointingRunner, AsyncInProcessRunner, InMemoryBackend, InProcessRunner, parallel, task, task_context, workflow,
-)  # fmt: skip
+    AsyncCheckpointingRunner,
+    AsyncInProcessRunner,
+    InMemoryBackend,
+    InProcessRunner,
+    parallel,
+    task,
+    task_context,
+    workflow,
+)
 
 COLOUR: ContextVar[str] = ContextVar("colour", default="none")
 

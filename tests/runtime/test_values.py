@@ -15,9 +15,22 @@ from uuid import UUID
 import pytest
 
 from stepwell import (
-    AsyncCheckpointingRunner, CheckpointingRunner, EncodeError, InMemoryBackend, InProcessRunner, InstanceHeld, JsonCodec,
-    Limits, MsgpackCodec, SqliteBackend, ValueTooLarge, WorkflowFailed, parallel, task, workflow,
-)  # fmt: skip
+    AsyncCheckpointingRunner,
+    CheckpointingRunner,
+    EncodeError,
+    InMemoryBackend,
+    InProcessRunner,
+    InstanceHeld,
+    JsonCodec,
+    Limits,
+    MsgpackCodec,
+    SqliteBackend,
+    ValueTooLarge,
+    WorkflowFailed,
+    parallel,
+    task,
+    workflow,
+)
 
 
 class Colour(Enum):
@@ -44,9 +57,14 @@ class Order:
 
 
 ORDER = Order(
-    UUID(int=7), datetime(2030, 1, 2, 3, tzinfo=UTC), date(2030, 1, 2), timedelta(seconds=5), Colour.BLUE,
-    [Line("a", Decimal("1.10")), Line("b", Decimal("2"))], {"x", "y"},
-)  # fmt: skip
+    UUID(int=7),
+    datetime(2030, 1, 2, 3, tzinfo=UTC),
+    date(2030, 1, 2),
+    timedelta(seconds=5),
+    Colour.BLUE,
+    [Line("a", Decimal("1.10")), Line("b", Decimal("2"))],
+    {"x", "y"},
+)
 
 
 @task
@@ -105,10 +123,32 @@ def test_a_dataclass_comes_back_as_itself(storing: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 0, -1, 2**70, 1.5, float("inf"), "", "ü\0\ud800", b"\0\xff", [], {}, (), {1: "a", (1, 2): "b"}, {1, 2}, frozenset("ab"),
-     [1, (2, [3, {4}])], Decimal("1e-9"), date(2030, 1, 2), datetime(2030, 1, 2, 3), timedelta(days=-1), UUID(int=1)],
+    [
+        None,
+        True,
+        0,
+        -1,
+        2**70,
+        1.5,
+        float("inf"),
+        "",
+        "ü\0\ud800",
+        b"\0\xff",
+        [],
+        {},
+        (),
+        {1: "a", (1, 2): "b"},
+        {1, 2},
+        frozenset("a"),
+        [1, (2, [3, {4}])],
+        Decimal("1e-9"),
+        date(2030, 1, 2),
+        datetime(2030, 1, 2, 3),
+        timedelta(days=-1),
+        UUID(int=1),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_undeclared_values_come_back_exactly(value: Any, storing: Any) -> None:
     """Equal and of the same type, without a hint."""
     found = storing.run(anything, value)
@@ -229,7 +269,7 @@ def test_a_stored_value_that_no_longer_fits_holds_the_instance(backend: Any, ope
     with pytest.raises(KeyboardInterrupt):
         open_runner(backend).run(before, 1, instance_id="i")
     runner = open_runner(backend)
-    with pytest.raises(InstanceHeld, match="undecodable.* at uses") as caught:
+    with pytest.raises(InstanceHeld, match=r"undecodable.* at uses") as caught:
         runner.resume(after, "i")
     assert caught.value.reason == "undecodable"
     assert runner.client.status("i").state == "held"

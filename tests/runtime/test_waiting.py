@@ -10,9 +10,23 @@ from typing import Any
 import pytest
 
 from stepwell import (
-    CheckpointingRunner, InMemoryBackend, InProcessRunner, InstanceEnded, InstanceHeld, InstanceNotFound, OptionError,
-    SignalTimeout, UsageError, WorkflowFailed, branch, delay, parallel, signal, task, workflow,
-)  # fmt: skip
+    CheckpointingRunner,
+    InMemoryBackend,
+    InProcessRunner,
+    InstanceEnded,
+    InstanceHeld,
+    InstanceNotFound,
+    OptionError,
+    SignalTimeout,
+    UsageError,
+    WorkflowFailed,
+    branch,
+    delay,
+    parallel,
+    signal,
+    task,
+    workflow,
+)
 from stepwell.backend.base import Message
 from stepwell.testing import VirtualClock
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stepwell import CheckpointingRunner, InMemoryBackend, InProcessRunner
 from stepwell.flow.builder import Flow
 from stepwell.flow.task import task
 from stepwell.flow.trace import delay, loop, parallel, route, signal, workflow
@@ -120,3 +121,17 @@ begun.route(kind, {"new": settle, "old": sized})  # error
 begun.loop(turn)  # error
 begun.delay("rest", [1])  # error
 int_flow: Workflow[None, str] = begun.then(charge).build()  # error
+
+
+def run_them(order: Order) -> None:
+    with InProcessRunner() as memory:
+        memory.run(settle, 1)  # error
+        memory.run(settle)  # error
+        memory.run(settle, order, instance_id=1)  # error
+    with CheckpointingRunner(InMemoryBackend()) as runner:
+        runner.run(settle, "order")  # error
+        runner.run(settle, order, instance="i")  # error
+        runner.start(settle, 1)  # error
+        text: str = runner.resume(settle, "i")  # error
+        wrong: str = runner.result(settle, "i")  # error
+        print(text, wrong)

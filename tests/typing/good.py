@@ -6,6 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, assert_type
 
+from stepwell import (
+    AsyncCheckpointingRunner,
+    AsyncInProcessRunner,
+    CheckpointingRunner,
+    ConflictPolicy,
+    InMemoryBackend,
+    InProcessRunner,
+    InstanceStatus,
+    SqliteBackend,
+)
 from stepwell.flow.builder import Chain, Flow, Fork
 from stepwell.flow.task import inject, task
 from stepwell.flow.trace import branch, delay, loop, parallel, route, signal, workflow
@@ -186,3 +196,43 @@ assert_type(order_chain.signal("go", int, timeout=1, on_timeout=charge), Chain[N
 assert_type(order_chain.signal("go", Receipt, timeout=1, on_timeout=charge), Chain[None, Receipt])
 assert_type(order_chain.signal("go", str, timeout=1, on_timeout=reserve), Chain[None, str | int])
 assert_type(Flow("x").signal("go", Receipt), Chain[None, Receipt])
+
+
+# --- runners ---------------------------------------------------------------------------------------------------------
+
+
+@workflow
+def settled(order: Order) -> Receipt:
+    return charge(order)
+
+
+@workflow
+def inputless() -> Receipt:
+    return charge(start())
+
+
+def run_them(order: Order) -> None:
+    with InProcessRunner() as memory:
+        assert_type(memory.run(settled, order), Receipt)
+        assert_type(memory.run(inputless), Receipt)
+        assert_type(memory.run_many(settled, [order]), list[Receipt])
+        assert_type(memory.run(Flow("x").then(charge).then(total).build(), order), int)
+    with CheckpointingRunner(InMemoryBackend()) as runner:
+        assert_type(runner.run(settled, order, instance_id="i", on_conflict=ConflictPolicy.FAIL), Receipt)
+        assert_type(runner.run(inputless, instance_id="i"), Receipt)
+        assert_type(runner.start(settled, order), InstanceStatus)
+        assert_type(runner.resume(settled, "i"), Receipt)
+        assert_type(runner.result(settled, "i", timeout="1s"), Receipt)
+        assert_type(runner.run_many(settled, [order], instance_ids=["a"]), list[Receipt])
+        assert_type(runner.recover([settled, inputless]), list[InstanceStatus])
+
+
+async def await_them(order: Order) -> None:
+    async with AsyncInProcessRunner() as memory:
+        assert_type(await memory.run(settled, order), Receipt)
+        assert_type(await memory.run(inputless), Receipt)
+    async with AsyncCheckpointingRunner(SqliteBackend("x.db")) as runner:
+        assert_type(await runner.run(settled, order), Receipt)
+        assert_type(await runner.start(inputless), InstanceStatus)
+        assert_type(await runner.resume(settled, "i"), Receipt)
+        assert_type(await runner.result(settled, "i"), Receipt)

@@ -104,15 +104,18 @@ class _Run:
 
 
 class InMemoryBackend:
-    """A store that lives as long as this object.
+    """A store that lives as long as this object: for tests of what a restart does, with two runners on one store.
 
     Args:
         codec: how values are encoded; :class:`~stepwell.codec.JsonCodec` by default.
         lease_clock: microseconds that only grow; for tests.
 
     Example:
-        >>> InMemoryBackend().capabilities.durable
-        False
+        >>> store = InMemoryBackend()
+        >>> with CheckpointingRunner(store) as runner:
+        ...     status = runner.start(approval, "ticket", instance_id="a")
+        >>> with CheckpointingRunner(store) as runner:
+        ...     runner.recover([approval])
     """
 
     capabilities = Capabilities(durable=False, multi_process=False, user_transactions=False)

@@ -64,7 +64,7 @@ class SqliteBackend:
         durability: ``"full"``: what was committed survives a power cut. ``"fast"``: it survives the death of the
             process, and a power cut may cost the last commits, never the file.
         codec: how values are encoded; by default as the file says, :class:`~stepwell.codec.JsonCodec` for a new one.
-        busy_timeout: how long to wait for other processes' writes.
+        busy_timeout: how long to wait for other processes' writes, before BackendUnavailable; default 30 s.
         lease_clock: microseconds that only grow; for tests.
 
     Raises:
@@ -72,7 +72,8 @@ class SqliteBackend:
         BackendError: the file cannot be used; the subclass and the message say why and what helps.
 
     Example:
-        >>> backend = SqliteBackend("orders.db")                  # doctest: +SKIP
+        >>> backend = SqliteBackend("orders.db", durability="fast")  # doctest: +SKIP
+        >>> backend.close()  # doctest: +SKIP
     """
 
     capabilities = Capabilities(durable=True, multi_process=True, user_transactions=False)

@@ -19,7 +19,10 @@ _JSON: Final = Format("json", 1, False, orjson.dumps, orjson.loads, _openings, l
 
 
 class JsonCodec(EnvelopeCodec):
-    """Stores values as JSON. See :class:`Codec`.
+    """Stores values as JSON, which other programs can read in the file. See :class:`Codec`.
+
+    Args:
+        limits: what a value may measure.
 
     Example:
         >>> codec = JsonCodec()

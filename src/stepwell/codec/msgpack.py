@@ -23,7 +23,10 @@ def _openings(payload: bytes) -> int:
 
 
 class MsgpackCodec(EnvelopeCodec):
-    """Stores values as MessagePack. See :class:`Codec`.
+    """Stores values as MessagePack, smaller than JSON where there are bytes. See :class:`Codec`.
+
+    Args:
+        limits: what a value may measure.
 
     Example:
         >>> codec = MsgpackCodec()

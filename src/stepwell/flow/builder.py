@@ -339,7 +339,13 @@ class Flow(_Row):
 
 
 class Chain(_Row, Generic[In, Out]):
-    """A pipeline from ``In`` to ``Out``; every call returns a new one."""
+    """A pipeline from ``In`` to ``Out``; every call returns a new one. Begun by :class:`Flow`.
+
+    Example:
+        >>> chain = Flow("digest").then(str.split, name="split").then(len)
+        >>> chain.then(lambda n: f"{n} words", name="say").build().name
+        'digest'
+    """
 
     __slots__ = ()
 

@@ -91,7 +91,8 @@ def inject() -> Any:
     """Mark a parameter as a dependency: the runner passes ``deps[annotation]``.
 
     Typed ``Any``, so that calls which leave the parameter out type-check. A direct call in a unit test passes it by
-    hand.
+    hand, else it raises UsageError. A runner without the value raises MissingDependency before anything runs. The value
+    is never stored; for ``run_in="process"`` ``deps`` holds an importable function that makes it there.
 
     Example:
         >>> @task
@@ -119,6 +120,13 @@ class Task(Generic[P, R_co]):
         injected_names: the parameters whose default is :func:`inject`.
         signature: what the workflow may pass: the function's signature without injected parameters.
         where: ``"file:line"`` of the function.
+
+    Example:
+        >>> @task
+        ... def double(n: int) -> int:
+        ...     return 2 * n
+        >>> double(4), double.name, double.is_async
+        (8, 'double', False)
     """
 
     __name__: str
@@ -252,11 +260,11 @@ def task(fn: Callable[..., Any] | str | None = None, /, **options: Any) -> Any:
         attempts: tries in all, at least 1; short for ``retry=Retry(attempts=...)``.
         retry: the retry policy; default one attempt.
         timeout: the longest an attempt may take: seconds, ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``.
-        tags: up to 20 labels of 1 to 64 characters; only workers that offer them all take the task.
-        priority: 1 is highest, 5 lowest, default 3.
+        tags: up to 20 labels of 1 to 64 characters, recorded with the graph; a runner takes every task.
+        priority: 1 (highest) to 5, default 3, recorded with the graph; a runner starts tasks in the order they are ready.
         version: part of the node's identity; change it when old results must not be mixed with new ones.
         description: for people.
-        delivery: ``"at_most_once"`` never starts a step twice; an interrupted one is held for a decision.
+        delivery: ``"at_most_once"`` never starts a step twice; if it is cut off, the run is held (``InstanceHeld``).
         run_in: where a sync task runs: ``"thread"`` (default), ``"inline"`` on the scheduler's thread, ``"process"``.
 
     Raises:
@@ -302,7 +310,7 @@ def _check_callable(fn: object) -> None:
     if isinstance(fn, Task):
         raise OptionError(f"{fn!r} is a task already")
     if not callable(fn) or isinstance(fn, type | classmethod):
-        raise OptionError(f"a task is made from a function, not from {fn!r}")
+        raise OptionError(f"a task is made from a function, not from {fn!r}; call it in a function")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise OptionError(
             f"{getattr(fn, '__qualname__', fn)} is a generator; a task returns one value, for example a list"
@@ -313,7 +321,7 @@ def own_name(fn: object, name: str | None, what: str) -> str:
     """Return ``name`` if given, else the function's own. Raises OptionError where it has none."""
     own: object = getattr(fn, "__name__", None)
     if name is None and (own is None or own == "<lambda>"):
-        raise OptionError(f"{_what(fn)} has no name of its own; give it one with name=, as @task('name') does")
+        raise OptionError(f"{_what(fn)} has no name of its own; give it one: @task('name'), or then(…, name='name')")
     return check_name(name if name is not None else own, what)
 
 
@@ -437,7 +445,7 @@ def unresolved(fn: Callable[..., Any], owner: str) -> str:
 
 
 def _options(name: str, given: Mapping[str, Any]) -> TaskOptions:
-    known = _checked_options.__kwdefaults__
+    known = _checked_options.__kwdefaults__ or {}
     if unknown := [option for option in given if option not in known]:
         raise TypeError(f"task {name!r}: {unknown[0]!r} is not an option of @task; the options are {', '.join(known)}")
     try:

@@ -414,7 +414,22 @@ def parallel(name: str = "parallel", *, on_error: OnError = "cancel") -> Abstrac
 
 
 def branch(name: str) -> AbstractContextManager[None]:
-    """``with branch("eu"):`` directly inside ``parallel()`` makes its statements one sequence with its own path."""
+    """``with branch("eu"):`` directly inside ``parallel()`` makes its statements one sequence with its own path.
+
+    Raises:
+        GraphError: it stands elsewhere, or ``name`` cannot be part of a path.
+
+    Example::
+
+        @workflow
+        def both(order: str) -> str:
+            with parallel():
+                with branch("money"):
+                    delay("1h")
+                    receipt = charge(order)
+                stock = reserve(order)
+            return confirm(receipt, stock)
+    """
     recorder, where = _recorder("branch()"), call_site()
     if recorder.scope.kind != "parallel":
         raise GraphError(f"branch {name!r} must stand directly inside `with parallel():`", where)
@@ -440,7 +455,10 @@ def route(  # pyright: ignore[reportOverlappingOverload] - mypy cannot solve R f
     name: str = "route",
 ) -> R: ...
 def route(key: object, cases: Any, *, default: Callable[[], object] | None = None, name: str = "route") -> Any:
-    """Choose one case by a key that is known at run time, and return the chosen case's value.
+    """Choose one case by a key that is known at run time, and return the chosen case's value. It is not awaited.
+
+    The choice is recorded before the case starts. Where the key's type is an Enum, Literal or bool, a missing case is a
+    GraphError.
 
     Args:
         key: a handle, or a selection from one; a str, int, bool or ``Enum`` at run time.
@@ -523,7 +541,7 @@ def loop(
     on_max: OnMax = "fail",
     name: str | None = None,
 ) -> Any:
-    """Repeat ``body`` until it yields ``Done(value)``; ``Again(value)`` feeds the next turn.
+    """Repeat ``body`` until it yields ``Done(value)``; ``Again(value)`` feeds the next turn. It is not awaited.
 
     Args:
         body: a task, a workflow, or a function of one handle that is traced as a sub-graph.
@@ -552,11 +570,23 @@ def loop(
 
 
 def delay(duration: Duration, name: str = "delay") -> None:
-    """Wait durably: no worker, thread or task is held meanwhile. The due time is recorded when the delay is entered.
+    """Wait durably: the moment it ends is recorded when it is entered, and after a restart only the rest is waited for.
+
+    ``run`` and ``resume`` sit through it; ``start`` and ``recover`` return, and nothing is held meanwhile.
 
     Args:
         duration: seconds, a ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``; at most ten years.
         name: the node's name.
+
+    Raises:
+        GraphError: not a duration, or directly in a ``parallel()``, where nothing would wait for it.
+
+    Example::
+
+        @workflow
+        def remind(user: str) -> str:
+            delay("3d", name="patience")
+            return send_reminder(user)
     """
     recorder, where = _recorder("delay()"), call_site()
     recorder.add(DelayNode(checked_name(name, "a delay's name", where), span_us(duration, "delay", where), where))
@@ -581,10 +611,19 @@ def signal(
 
     Args:
         name: the signal's name, and the node's.
-        type: what the payload is decoded as, and checked against where it is sent.
-        timeout: how long to wait.
+        type: what the payload is decoded as; it is also checked where it is sent, by a runner that knows the workflow.
+        timeout: how long to wait: seconds, a ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``; default for ever.
         on_timeout: a function without parameters, traced as what happens instead; its value stands for the payload.
             Without it a timeout fails the step with ``SignalTimeout``.
+
+    Example::
+
+        @workflow
+        def publish(draft: str) -> str:
+            decision = signal("approve", Decision, timeout="2d", on_timeout=escalate)
+            return file(draft, decision)
+
+        runner.client.signal("post-7", "approve", Decision(granted=True))
     """
     recorder, where = _recorder("signal()"), call_site()
     checked_name(name, "a signal's name", where)

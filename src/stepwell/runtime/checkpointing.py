@@ -7,11 +7,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from stepwell.backend.base import Backend
+from stepwell.errors import UsageError
 from stepwell.timing import SECOND_US, Duration, duration_us
 from stepwell.types import ConflictPolicy
 
 from . import session
-from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox
+from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox, Wait
 from .control import Control
 from .drive import Drive
 from .drivers import check_no_loop, run_async, run_sync
@@ -20,6 +21,8 @@ from .room import Room
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow, Workflow
+
+    from .shared import SharedDrive
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -40,6 +43,10 @@ class _Base:
         poll: Duration = "50ms",
         clock: Clock | None = None,
     ) -> None:
+        if not hasattr(backend, "codec"):
+            raise UsageError(
+                f"a runner is given a backend, not a {type(backend).__name__}; write SqliteBackend('file.db')"
+            )
         lease_us = duration_us(lease, "lease", least_us=SECOND_US)
         poll_us = duration_us(poll, "poll", least_us=1_000)
         self._room = Room(backend, deps=deps, threads=threads, lease_us=lease_us, poll_us=poll_us, clock=clock)
@@ -65,6 +72,16 @@ class _Base:
         known = list(workflows)
         return lambda drive: session.recover_all(drive, known, passed_over)
 
+    def _until(self, timeout: Duration | None) -> int | None:
+        return None if timeout is None else self._room.clock.now_us() + duration_us(timeout, "timeout")
+
+    def _next_look(self, instance_id: str, until_us: int | None) -> Wait:
+        if until_us is not None and self._room.clock.now_us() >= until_us:
+            raise TimeoutError(
+                f"instance {instance_id!r} has not come to rest within the timeout; it goes on all the same"
+            )
+        return Wait(until_us, False, self._room.poll_us)
+
     def _statuses(self, entered: Iterable[session.Entered]) -> list[InstanceStatus]:
         return [session.status_from(self._room, each.instance_id) for each in entered]
 
@@ -76,10 +93,13 @@ class CheckpointingRunner(_Base):
         backend: where runs rest; ``SqliteBackend("file.db")`` on a laptop or server.
         deps: values for ``inject()``, by type.
         threads: how many sync tasks of forks may run at once.
-        lease: how long this runner's claims outlive its last sign of life; a runner on the same machine sees a dead
-            process at once and does not wait for it.
-        poll: how often a waiting run looks for messages from other processes.
-        clock: a test's own clock.
+        lease: how long this runner's claims outlive its last sign of life, at least 1 s; a runner on the same machine
+            sees a dead process at once and does not wait for it.
+        poll: how often a waiting run looks for messages from other processes, at least 1 ms.
+        clock: a test's own clock; with :class:`stepwell.testing.VirtualClock` delays take no time.
+
+    Raises:
+        UsageError, OptionError: not a backend, or not a duration.
 
     Example:
         >>> with CheckpointingRunner(SqliteBackend("orders.db")) as runner:
@@ -145,6 +165,23 @@ class CheckpointingRunner(_Base):
         """Continue an instance to its end and return its output; finished steps are kept. Raises as :meth:`run`."""
         return session.output_of(self._room, self._work(self._resuming(workflow, instance_id), stay=True)[0])  # type: ignore[no-any-return]
 
+    def result(self, workflow: Workflow[Any, Out], instance_id: str, *, timeout: Duration | None = None) -> Out:
+        """Return the output of an instance that somebody else works on, waiting until it has one.
+
+        Args:
+            timeout: the longest wait; default none.
+
+        Raises:
+            TimeoutError: it has not come to rest by then.
+            WorkflowFailed, WorkflowCancelled, InstanceHeld, InstancePaused: as :meth:`run`.
+            InstanceNotFound, InstanceConflict: there is no such instance, or it is of another workflow.
+        """
+        check_no_loop("CheckpointingRunner")
+        mailbox, until_us = Mailbox(), self._until(timeout)
+        while (loaded := session.at_rest(self._room, workflow, instance_id)) is None:
+            mailbox.wait(self._room.clock.timeout_s(self._next_look(instance_id, until_us)))
+        return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
+
     def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """Continue every unfinished instance of these workflows that no live session holds.
 
@@ -178,7 +215,16 @@ class CheckpointingRunner(_Base):
 
 
 class AsyncCheckpointingRunner(_Base):
-    """The async twin of :class:`CheckpointingRunner`: async tasks run on the caller's loop, sync ones in threads."""
+    """The async twin of :class:`CheckpointingRunner`: async tasks run on the caller's loop, sync ones in threads.
+
+    Runs that await at the same time share commits, so a thousand of them cost little more than one.
+
+    Example:
+        >>> async with AsyncCheckpointingRunner(SqliteBackend("orders.db")) as runner:
+        ...     done = await runner.run(checkout, order, instance_id="order-42")
+    """
+
+    _shared: SharedDrive | None = None
 
     @overload
     async def run(
@@ -192,14 +238,14 @@ class AsyncCheckpointingRunner(_Base):
     ) -> Out: ...  # fmt: skip
     async def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
         """See :meth:`CheckpointingRunner.run`."""
-        entered = await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=True)
+        entered = await self._share(self._entering(workflow, [session.start_of(value, options)]))
         return session.output_of(self._room, entered[0])
 
     async def run_many(
         self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None
     ) -> list[Out]:
         """See :meth:`CheckpointingRunner.run_many`."""
-        entered = await self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
+        entered = await self._share(self._entering(workflow, session.starts_of(values, instance_ids)))
         return [session.output_of(self._room, each) for each in entered]
 
     @overload
@@ -220,8 +266,17 @@ class AsyncCheckpointingRunner(_Base):
 
     async def resume(self, workflow: Workflow[Any, Out], instance_id: str) -> Out:
         """See :meth:`CheckpointingRunner.resume`."""
-        entered = await self._work(self._resuming(workflow, instance_id), stay=True)
+        entered = await self._share(self._resuming(workflow, instance_id))
         return session.output_of(self._room, entered[0])  # type: ignore[no-any-return]
+
+    async def result(self, workflow: Workflow[Any, Out], instance_id: str, *, timeout: Duration | None = None) -> Out:
+        """See :meth:`CheckpointingRunner.result`."""
+        import asyncio
+
+        mailbox, until_us = AsyncMailbox(asyncio.get_running_loop()), self._until(timeout)
+        while (loaded := session.at_rest(self._room, workflow, instance_id)) is None:
+            await mailbox.wait(self._room.clock.timeout_s(self._next_look(instance_id, until_us)))
+        return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
 
     async def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """See :meth:`CheckpointingRunner.recover`."""
@@ -239,8 +294,21 @@ class AsyncCheckpointingRunner(_Base):
             await run_async(drive, mailbox)
         return entered
 
+    async def _share(self, enter: Enter) -> list[session.Entered]:
+        """Work in the drive that all runs awaiting on this loop share."""
+        import asyncio
+
+        from .shared import SharedDrive
+
+        loop = asyncio.get_running_loop()
+        if self._shared is None or self._shared.over or self._shared.loop is not loop:
+            self._shared = SharedDrive(self._room, loop)
+        return await self._shared.work(enter)
+
     async def close(self) -> None:
         """See :meth:`CheckpointingRunner.close`."""
+        if self._shared is not None:
+            await self._shared.close()
         self._room.close()
 
     async def __aenter__(self) -> Self:

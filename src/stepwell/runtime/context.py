@@ -174,6 +174,16 @@ def task_context(default: object = _RAISE) -> object:
 
     Raises:
         NoTaskContext: outside a task, unless ``default`` is given.
+
+    Example:
+        >>> @task
+        ... def copy(rows: list[str]) -> int:
+        ...     context = task_context()
+        ...     done = context.cursor
+        ...     for at in range(done if isinstance(done, int) else 0, len(rows)):
+        ...         upload(rows[at])
+        ...         context.heartbeat(at + 1)  # after a crash the next attempt goes on here
+        ...     return len(rows)
     """
     cell = CURRENT.get()
     if cell is not None and cell.attempt is not None:

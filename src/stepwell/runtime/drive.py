@@ -29,7 +29,7 @@ from stepwell.types import ENDED
 from .clock import AsyncMailbox, Mailbox, Wait
 from .context import CURRENT, Cell
 from .failure import error_record
-from .hands import Fatal, start_here
+from .hands import Fatal, perform_here, start_here
 from .invoke import Body, Job, Outcome, Undecodable, perform, verdict
 from .live import Arrived, Live, event_of
 
@@ -80,6 +80,8 @@ class Drive:
         self._loop = loop
         self._writes = room.backend is not None
         self._at_once = self._keep_at_once
+        self.over = False
+        self.on_finish: Callable[[Live], None] | None = None
         self._cell = Cell()
         self._lives: dict[str, Live] = {}
         self._ready: deque[tuple[Live, Key]] = deque()
@@ -128,7 +130,8 @@ class Drive:
 
     def __exit__(self, *exc: object) -> None:
         """Whatever happened: claims are given back and flights are let go."""
-        self._leave()
+        self.over = True
+        self.abandon(self.lives())
 
     def turns(self) -> Turns_:
         """Work until nothing is left to work on."""
@@ -156,19 +159,34 @@ class Drive:
                     self._read_mail()
                     self._fire()
         finally:
+            self.over = True
             CURRENT.reset(token)
 
-    def _leave(self) -> None:
-        for live in self._lives.values():
+    def lives(self) -> list[Live]:
+        """Return the instances that are worked on."""
+        return list(self._lives.values())
+
+    def abandon(self, lives: Iterable[Live]) -> None:
+        """Give instances back as they stand: their bodies are told to stop and no longer waited for."""
+        held: list[int] = []
+        for live in lives:
+            if self._lives.pop(live.instance_id, None) is None:
+                continue
             for job in live.flights.values():
+                self._flights -= 1
                 job.stopped = "the runner has stopped"
                 if job.stop is not None:
                     job.stop()
+            live.flights, live.upcoming = {}, []
+            self._dirty.pop(live.instance_id, None)
             self.room.leave(live.instance_id)
-        held = [live.instance for live in self._lives.values()]
-        if self.room.backend is not None and held:
+            held.append(live.instance)
+        self._ready = deque((live, key) for live, key in self._ready if self._works_on(live))
+        if self._writes and held:
             self._give_back(held)
-        self._lives.clear()
+
+    def _works_on(self, live: Live) -> bool:
+        return self._lives.get(live.instance_id) is live
 
     def _give_back(self, held: list[int]) -> None:
         assert self.room.backend is not None
@@ -206,9 +224,16 @@ class Drive:
         job = Job(live, body, key[0], key[1], attempt, live.gather(body, key[1]))
         if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
             job.keep = self._at_once
-            self._absorb(perform(job, self._cell))
+            self._absorb(perform(job, self._cell) if self._loop is None else self._perform_apart(job))
         else:
             self._launch(live, key, body, job)
+
+    def _perform_apart(self, job: Job) -> Outcome:
+        """Run an inline body in its own caller's context: on a loop, one drive serves many callers."""
+        outcome: Outcome | Fatal = job.live.context.copy().run(perform_here, self._cell, job)
+        if isinstance(outcome, Fatal):
+            raise outcome.error
+        return outcome
 
     def _launch(self, live: Live, key: Key, body: Body, job: Job) -> None:
         job.keep = self._keep_later
@@ -406,6 +431,8 @@ class Drive:
             self._flights -= 1
             job.stopped = "the instance has ended"
         self.room.leave(live.instance_id)
+        if self.on_finish is not None:
+            self.on_finish(live)
 
     # --- committing ---
 
@@ -609,4 +636,6 @@ class Drive:
         self._commit()
 
     def _keep(self, job: Job, cursor: object) -> None:
+        if not self._works_on(job.live):
+            return  # it was let go meanwhile
         self._record(job.live, Arrived(e.Beat(job.node, job.turns, job.number), cursor, self.room.clock.now_us()))

@@ -109,7 +109,8 @@ class Ending:
             raise InstanceHeld(self.instance_id, text, state.held.reason)
         if state.paused:
             raise InstancePaused(
-                self.instance_id, f"it is paused{_because(state.paused.reason, state.paused.by)}; client.resume() lets it go on"
+                self.instance_id,
+                f"it is paused{_because(state.paused.reason, state.paused.by)}; client.resume() lets it go on",
             )
         assert state.ended == "completed", "a run at rest has ended, or is held or paused"
 

@@ -109,7 +109,7 @@ class Threads:
                 job, deliver = order
                 with self.quiet:
                     pass
-                deliver(job.context.run(_perform_here, cell, job))
+                deliver(job.context.run(perform_here, cell, job))
                 del order, job  # an idle thread must not keep the last run's values alive
 
     def _next(self) -> tuple[Job, Deliver] | None:
@@ -145,7 +145,8 @@ class Threads:
                 self._rouse(max(1, self._count - self._idle))
 
 
-def _perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
+def perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
+    """Run a sync body in the context that is entered, with ``cell`` as what its task context shows."""
     CURRENT.set(cell)
     try:
         return perform(job, cell)

@@ -51,11 +51,11 @@ class InProcessRunner(_Base):
             and nobody shares a mutable object.
         codec: used with ``isolate``.
         threads: how many sync tasks of forks may run at once.
-        clock: a test's own clock.
+        clock: a test's own clock; with :class:`stepwell.testing.VirtualClock` delays take no time.
 
     Example:
-        >>> with InProcessRunner() as runner:
-        ...     runner.run(checkout, order)
+        >>> with InProcessRunner(deps={Bank: bank}) as runner:
+        ...     print(runner.run(checkout, order))
     """
 
     @overload
@@ -97,7 +97,12 @@ class InProcessRunner(_Base):
 
 
 class AsyncInProcessRunner(_Base):
-    """The async twin of :class:`InProcessRunner`: async tasks run on the caller's loop, sync ones in threads."""
+    """The async twin of :class:`InProcessRunner`: async tasks run on the caller's loop, sync ones in threads.
+
+    Example:
+        >>> async with AsyncInProcessRunner() as runner:
+        ...     print(await runner.run(checkout, order))
+    """
 
     @overload
     async def run(self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None) -> Out: ...

@@ -209,7 +209,8 @@ def _chosen(job: Job, key: object) -> Outcome:
     if case is None:
         known = ", ".join(sorted(job.body.cases.values())) or "none"
         return failed(
-            job, NoRoute(f"no case for {key!r:.80} at {job.path}, which has {known}; add the case or a default", job.path)
+            job,
+            NoRoute(f"no case for {key!r:.80} at {job.path}, which has {known}; add the case or a default", job.path),
         )
     return Outcome(job, None, case)
 

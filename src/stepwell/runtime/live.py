@@ -77,6 +77,8 @@ class Live:
         facts = advance.advance(self.plan, self.state, arrived.event, arrived.at_us)
         if not facts:
             return facts
+        if self.room.check_laws is not None:
+            self.room.check_laws(self.plan, self.state)
         self.resting = False
         seq = self.state.seq
         if arrived.output is not None:

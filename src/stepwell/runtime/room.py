@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import secrets
 import threading
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.codec import Codec, JsonCodec
-from stepwell.errors import AlreadyRunning, Closed, LeaseLost
+from stepwell.errors import AlreadyRunning, Closed, LeaseLost, UsageError
 from stepwell.flow.plan import Plan
 from stepwell.types import DEFAULT_LIMITS, Limits
 
@@ -21,6 +22,7 @@ from .invoke import Job, Prepared
 
 if TYPE_CHECKING:
     from stepwell.backend.base import Backend, Session
+    from stepwell.engine.frontier import Frontier
     from stepwell.flow.workflow import AnyWorkflow
 
     from .processes import Processes
@@ -53,6 +55,7 @@ class Room:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.backend = backend
+        self.check_laws = _law_check()
         self.codec: Codec = codec or (backend.codec if backend is not None else JsonCodec(limits))
         self.stored, self.limits = stored, limits
         self.deps: Mapping[Any, object] = dict(deps or {})
@@ -81,6 +84,7 @@ class Room:
             self.check_open()
             prepared = self._prepared.get(id(workflow))
             if prepared is None or prepared.workflow is not workflow:
+                _check_workflow(workflow)
                 prepared = Prepared(workflow, self.codec, self.deps, self.stored)
                 self._prepared[id(workflow)] = prepared
             if self.backend is not None and not prepared.definition:
@@ -213,6 +217,23 @@ class Room:
                 for hand in (self._threads, self._loop_thread, self._processes):
                     if hand is not None:
                         hand.close()
+
+
+def _check_workflow(workflow: object) -> None:
+    if hasattr(workflow, "plan"):
+        return
+    what = f"{workflow!r:.200}" if callable(workflow) else f"a {type(workflow).__name__}"
+    mend = "end it with build()" if hasattr(workflow, "build") else "make one with @workflow or Flow(...).build()"
+    raise UsageError(f"a runner runs workflows, not {what}; {mend}")
+
+
+def _law_check() -> Callable[[Plan, Frontier], object] | None:
+    """Return what checks the engine's state after every event, if ``STEPWELL_CHECK_LAWS`` asks for it."""
+    if os.environ.get("STEPWELL_CHECK_LAWS", "") in ("", "0"):
+        return None
+    from stepwell.engine.laws import check
+
+    return check
 
 
 class _Renewer:

@@ -13,6 +13,7 @@ from stepwell.engine.frontier import to_image
 from stepwell.errors import (  # fmt: skip
     AlreadyRunning,
     CodecError,
+    DecodeError,
     EncodeError,
     InputMismatch,
     InstanceConflict,
@@ -23,7 +24,7 @@ from stepwell.errors import (  # fmt: skip
     UsageError,
 )
 from stepwell.flow.plan import Plan
-from stepwell.types import ENDED, ConflictPolicy, check_instance_id
+from stepwell.types import ENDED, RESTING, ConflictPolicy, check_instance_id
 
 from .ending import Ending, InstanceStatus, status_of
 from .live import Arrived, Live, frontier_of
@@ -120,7 +121,7 @@ def _encode_input(prepared: Prepared, value: object) -> Any:
     workflow = prepared.workflow
     if workflow.has_input is isinstance(value, NoInput):
         wanted = "an input; give it after the workflow" if workflow.has_input else "no input; leave the value out"
-        raise UsageError(f"workflow {workflow.name!r}, defined at {workflow.where}, takes {wanted}")
+        raise UsageError(f"workflow {workflow.name!r} takes {wanted} (it is defined at {workflow.where})")
     if isinstance(value, NoInput):
         return None
     if not prepared.stored:
@@ -137,14 +138,17 @@ def _encode_input(prepared: Prepared, value: object) -> Any:
 
 
 def _creation(live: Live, start: Start, replacing: Change | None = None) -> Creation:
+    state, at_us = live.state, live.entries[0].at_us
+    live.resting = state.status(at_us) == "waiting"  # a workflow may begin with a delay or a signal
     return Creation(
         instance_id=live.instance_id,
         definition=live.prepared.definition,
         input_digest=input_digest(live.prepared, start.value),
         entries=live.entries,
-        at_us=live.entries[0].at_us,
-        state="running",
-        due_us=0,
+        at_us=at_us,
+        state="waiting" if live.resting else "running",
+        due_us=state.next_due_us() if live.resting else 0,
+        image=to_image(state) if live.resting else None,
         labels=dict(start.labels),
         replacing=replacing,
     )
@@ -348,7 +352,30 @@ def output_of(room: Room, entered: Entered) -> Any:
     ending = ending_of(room, entered)
     ending.raise_if_unfinished()
     raw = ending.value(ending.state.result)
-    return raw if raw is None or not entered.prepared.stored else entered.prepared.output_decoder(raw)
+    if raw is None or not entered.prepared.stored:
+        return raw
+    try:
+        return entered.prepared.output_decoder(raw)
+    except DecodeError as error:
+        workflow = entered.prepared.workflow
+        what = f"the output of workflow {workflow.name!r} in instance {entered.instance_id!r}"
+        text = f"{what} cannot be read as {type_name(workflow.output_type)}, which it declares: {error}"
+        raise type(error)(text, error.path) from error
+
+
+def at_rest(room: Room, workflow: AnyWorkflow, instance_id: str) -> Loaded | None:
+    """Return an instance that has ended, or is held or paused; ``None`` while it goes on.
+
+    Raises:
+        InstanceNotFound, InstanceConflict.
+    """
+    assert room.backend is not None
+    header = room.backend.header(check_instance_id(instance_id))
+    if header is None:
+        raise InstanceNotFound(instance_id, "no such instance")
+    if header.workflow != workflow.name:
+        raise InstanceConflict(instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow.name!r}")
+    return _load(room, instance_id) if header.state in RESTING else None
 
 
 def ending_of(room: Room, entered: Entered) -> Ending:

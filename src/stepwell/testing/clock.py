@@ -16,9 +16,9 @@ _FIRST_DAY: Final = datetime(2030, 1, 1, tzinfo=UTC)
 class VirtualClock:
     """Time for a runner under test: it moves when nothing else can happen, and by hand.
 
-    A call that only waits for a timer (a delay, a backoff, a signal's timeout) jumps to it at once. While bodies run, time
-    stands still until :meth:`advance` moves it, which is how a test lets a task's timeout pass. Leases are not concerned:
-    they follow the store's own clock. Runners may share one clock; each of them may then move it.
+    A call that only waits for a timer (a delay, a backoff, a signal's timeout) jumps to it at once. While bodies run,
+    time stands still until :meth:`advance` moves it, which is how a test lets a task's timeout pass. Leases are not
+    concerned: they follow the store's own clock. Runners may share one clock; each of them may then move it.
 
     Args:
         start: the first moment, aware; default the beginning of 2030 in UTC. A second process that goes on with the
@@ -67,7 +67,7 @@ class VirtualClock:
             return self._now_us
 
     def timeout_s(self, wait: Wait) -> float | None:
-        """Return 0 where time has come, else wait for news: from here without limit, from other processes by polling."""
+        """Return 0 where time has come; else the wait is for news: from here, or from other processes by polling."""
         with self._lock:
             if wait.until_us is not None and self._jump and not wait.busy:
                 self._now_us = max(self._now_us, wait.until_us)

@@ -193,7 +193,10 @@ class InstancePaused(InstanceError):
 
 
 class InstanceHeld(InstanceError):
-    """The instance is stopped for a person's decision; ``reason`` says which."""
+    """The instance is stopped for a person's decision; ``reason`` says which.
+
+    It goes on by itself at no time: ``client.cancel`` ends it, ``on_conflict="terminate_existing"`` begins a new run.
+    """
 
     def __init__(self, instance_id: str, message: str, reason: str = "") -> None:
         super().__init__(instance_id, message)

@@ -121,7 +121,7 @@ def expected(made: Made, late: str) -> tuple[Any, RealOracle]:
     return oracle.run(made, INPUT), oracle
 
 
-@settings(QUIET, max_examples=250)
+@settings(QUIET, max_examples=300)
 @given(made=worlds(size=16), late=st.sampled_from(["message", "timeout"]))
 def test_every_way_comes_to_the_same(ways: list[Way], account: Counter[str], made: Made, late: str) -> None:
     """Output and calls, attempts included, are those of the tree read aloud."""
@@ -163,7 +163,7 @@ def test_every_way_fails_alike(ways: list[Way], account: Counter[str], made: Mad
         account["failures compared"] += 1
 
 
-@settings(QUIET, max_examples=300)
+@settings(QUIET, max_examples=400)
 @given(
     made=worlds(tasks=REPEATABLE),
     store=st.sampled_from(["memory json", "memory msgpack", "sqlite json", "sqlite msgpack"]),

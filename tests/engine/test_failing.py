@@ -204,7 +204,7 @@ def test_a_parallel_inside_a_waiting_one_fails_alone() -> None:
 
 
 def test_pause_lets_bodies_end_and_loses_no_timer_or_message() -> None:
-    """What runs is recorded and followed; a timer fires after the resume; a message is taken at once."""
+    """What runs is recorded and followed; a timer fires, and a message kept meanwhile is taken, after the resume."""
     run = started(
         together(branch("a", step("a1"), step("a2")), branch("d", n.DelayNode("nap", 10)), branch("w", awaited("go")))
     )
@@ -215,9 +215,10 @@ def test_pause_lets_bodies_end_and_loses_no_timer_or_message() -> None:
     assert not run.say(e.Fired(*nap))
     run.say(e.Signalled("go"))
     succeed(run, "parallel/a/a1")
-    assert open_paths(run) == ["parallel/d/nap", "parallel/a/a2"]
+    assert open_paths(run) == ["parallel/d/nap", "parallel/w/go", "parallel/a/a2"]
     assert not run.say(e.PauseAsked())
     run.say(e.ResumeAsked("ann"))
+    assert open_paths(run) == ["parallel/d/nap", "parallel/a/a2"]
     assert not run.say(e.ResumeAsked("ann"))
     assert run.say(e.Fired(*nap))
 

@@ -14,6 +14,7 @@ import pytest
 
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Failure, Frontier, Request, Scope, Step, from_image, to_image
+from stepwell.engine.seal import seal, unseal
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "engine"
 
@@ -61,6 +62,16 @@ def test_a_fact_is_stored_in_these_bytes(name: str) -> None:
     assert f.decode(golden) == [ONE_OF_EACH[name]]
 
 
+def test_no_flipped_bit_is_believed() -> None:
+    """Every single one, in facts and in an image, is noticed."""
+    for golden, read in ((_lines("facts.txt")["AttemptFailed"], f.decode), (_lines("images.txt")["full"], from_image)):
+        for bit in range(8 * len(golden)):
+            flipped = bytearray(golden)
+            flipped[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(msgspec.DecodeError):
+                read(bytes(flipped))
+
+
 def test_every_kind_of_fact_has_golden_bytes() -> None:
     """A new fact cannot be forgotten, and a number is never used twice."""
     kinds = [*get_args(f.Head), *get_args(f.Consequence)]
@@ -73,8 +84,8 @@ def test_every_kind_of_fact_has_golden_bytes() -> None:
 def test_what_is_no_fact_is_refused() -> None:
     """An unknown number, a wrong field and cut bytes are decoding errors, not guesses."""
     for stored in (
-        msgspec.msgpack.encode([[99, 1]]),
-        msgspec.msgpack.encode([[2, "x"]]),
+        seal(msgspec.msgpack.encode([[99, 1]])),
+        seal(msgspec.msgpack.encode([[2, "x"]])),
         f.encode([f.StepDone(1)])[:-1],
         b"",
     ):
@@ -122,6 +133,7 @@ def test_the_full_state_has_every_field_in_use() -> None:
 def test_what_is_no_image_is_refused() -> None:
     """Another tag, cut bytes and other values are decoding errors."""
     golden = _lines("images.txt")["full"]
-    for stored in (golden.replace(b"frontier-1", b"frontier-2"), golden[:-1], b"", msgspec.msgpack.encode({})):
+    newer = seal(unseal(golden).replace(b"frontier-1", b"frontier-2"))
+    for stored in (newer, golden[:-1], b"", seal(msgspec.msgpack.encode({})), golden[:-4]):
         with pytest.raises(msgspec.DecodeError):
             from_image(stored)

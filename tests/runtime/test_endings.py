@@ -122,6 +122,27 @@ def test_a_loop_ends_with_done(any_runner: Any) -> None:
     assert any_runner().run(counting, 1) == ["done at 5"]
 
 
+def test_what_a_turn_said_can_be_read_by_a_task_of_the_turn(any_runner: Any) -> None:
+    """As the Again or Done that it was, also where a route passed it on."""
+
+    @task
+    def note(said: Any) -> None:
+        seen.append(said)
+
+    @workflow
+    def counting(x: int) -> str:
+        def turn(n: int) -> Any:
+            said = route(key(n), {1: lambda: counts(n), 2: lambda: counts(4)}, default=lambda: counts(5))
+            note(said)
+            return said
+
+        return loop(turn, x, max_iterations=9)
+
+    seen: list[Any] = []
+    assert any_runner().run(counting, 1) == "done at 5"
+    assert seen == [Again(2), Again(5), Done("done at 5")]
+
+
 def test_a_loop_out_of_turns_fails(any_runner: Any) -> None:
     """LoopLimit names the loop and the number."""
 

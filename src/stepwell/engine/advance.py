@@ -139,8 +139,20 @@ class _Turn:
     def _open_signal(self, node: int, turns: Turns) -> None:
         row = self.plan.nodes[node]
         self.emit(f.Opened(node, turns, self.now + row.timeout_us if row.timeout_us else 0))
-        if kept := self.state.inbox.get(row.signal):
+        if not self.stopped and (kept := self.state.inbox.get(row.signal)):
             self.take(node, turns, kept[0])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is paused or held: what arrives is kept and moves nothing until it goes on."""
+        return bool(self.state.paused or self.state.held)
+
+    def take_kept(self) -> None:
+        """Give kept messages to the signals that have waited for them, oldest to oldest, now that the run goes on."""
+        for (node, turns), step in list(self.state.steps.items()):
+            signal = self.plan.nodes[node].signal
+            if signal and step.phase == "parked" and (kept := self.state.inbox.get(signal)):
+                self.take(node, turns, kept[0])
 
     def take(self, node: int, turns: Turns, message: int) -> None:
         self.emit(f.MessageTaken(node, turns, message))
@@ -386,7 +398,7 @@ def _signalled(plan: Plan, state: Frontier, event: e.Signalled, now: int) -> Seq
     turn = _Turn(plan, state, now)
     turn.emit(f.MessageKept(event.name))
     waiting = (k for k, s in state.steps.items() if s.phase == "parked" and plan.nodes[k[0]].signal == event.name)
-    if event.name in plan.signals and (first := next(waiting, None)):
+    if not turn.stopped and event.name in plan.signals and (first := next(waiting, None)):
         turn.take(*first, state.inbox[event.name][0])
     return turn.finish()
 
@@ -414,6 +426,8 @@ def _resume_asked(plan: Plan, state: Frontier, event: e.ResumeAsked, now: int) -
         return NOTHING
     turn = _Turn(plan, state, now)
     turn.emit(f.RunResumed(event.by))
+    if not turn.stopped:
+        turn.take_kept()
     return turn.finish()
 
 
@@ -450,6 +464,8 @@ def _let_go(plan: Plan, state: Frontier, held: Request, event: e.RetryAsked, now
     step = state.steps.get((held.node, held.turns))
     if step and step.phase == "began":
         _reopen(turn, held.node, held.turns, step)
+    if not turn.stopped:
+        turn.take_kept()
     return turn.finish()
 
 

@@ -16,6 +16,8 @@ import msgspec
 
 from stepwell.flow.plan import Key, Turns
 
+from .seal import seal, unseal
+
 EndState: TypeAlias = Literal["completed", "failed", "cancelled"]
 
 
@@ -228,9 +230,9 @@ _DECODER: Final = msgspec.msgpack.Decoder(list[Fact])
 
 def encode(facts: Sequence[Fact]) -> bytes:
     """Return an entry's facts as they are stored."""
-    return _ENCODER.encode(facts)
+    return seal(_ENCODER.encode(facts))
 
 
 def decode(stored: bytes) -> list[Fact]:
-    """Return an entry's facts. Raises ``msgspec.DecodeError`` for bytes that are not facts of a known version."""
-    return _DECODER.decode(stored)
+    """Return an entry's facts. Raises ``msgspec.DecodeError`` for damaged bytes and facts of no known version."""
+    return _DECODER.decode(unseal(stored))

@@ -18,6 +18,7 @@ from stepwell.flow.plan import NONE, Key, Plan, Turns
 from stepwell.types import State
 
 from . import facts as f
+from .seal import seal, unseal
 
 Phase: TypeAlias = Literal["ready", "began", "parked", "closing", "closed", "failed"]
 
@@ -514,7 +515,7 @@ class Image(msgspec.Struct, frozen=True, array_like=True, tag="frontier-1"):
 
 def to_image(state: Frontier) -> bytes:
     """Return the whole state as bytes, to be stored where a load should not read older entries."""
-    return _IMAGE_ENCODER.encode(
+    body = _IMAGE_ENCODER.encode(
         Image(
             state.seq,
             state.started,
@@ -535,11 +536,12 @@ def to_image(state: Frontier) -> bytes:
             state.result,
         )
     )
+    return seal(body)
 
 
 def from_image(stored: bytes) -> Frontier:
     """Return the state that :func:`to_image` stored. Raises ``msgspec.DecodeError`` for anything else."""
-    image = _IMAGE_DECODER.decode(stored)
+    image = _IMAGE_DECODER.decode(unseal(stored))
     state = Frontier()
     state.seq, state.started, state.unsettled, state.result = image.seq, image.started, image.unsettled, image.result
     state.steps = {(node, turns): step for node, turns, step in image.steps}

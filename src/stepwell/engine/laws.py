@@ -486,10 +486,13 @@ def cursors_have_steps(view: View) -> None:
 
 
 def messages_are_taken(view: View) -> None:
-    """No signal waits while a message for it is kept; kept messages are in order, and no name is kept without one."""
+    """No signal of a run that goes on waits while a message for it is kept; kept messages are in order, and no name is
+    kept without one.
+    """
     state = view.state
     for key, step in state.steps.items():
-        if step.phase == "parked" and view.plan.kind[key[0]] == "signal":
+        stopped = state.paused or state.held
+        if step.phase == "parked" and view.plan.kind[key[0]] == "signal" and not stopped:
             _hold(
                 view.plan.nodes[key[0]].signal not in state.inbox, "messages_are_taken", f"{view.text(key)} still waits"
             )

@@ -169,7 +169,7 @@ class CheckpointingRunner(_Base):
         """Return the output of an instance that somebody else works on, waiting until it has one.
 
         Args:
-            timeout: the longest wait; default none.
+            timeout: the longest wait: seconds, ``timedelta`` or ``"30s"``; default for ever.
 
         Raises:
             TimeoutError: it has not come to rest by then.

@@ -64,6 +64,14 @@ class Cell:
 CURRENT: Final[ContextVar[Cell | None]] = ContextVar("stepwell_task", default=None)
 
 
+class _Nothing:
+    def __repr__(self) -> str:
+        return "<nothing>"
+
+
+NOTHING: Final = _Nothing()
+
+
 class TaskContext:
     """The running attempt, seen from inside. Get it with :func:`task_context`.
 
@@ -136,9 +144,17 @@ class TaskContext:
         """Whether :meth:`raise_if_cancelled` would raise."""
         return self._attempt.cancelled()
 
-    def heartbeat(self, cursor: object = None) -> None:
-        """Say that the attempt is alive, and keep ``cursor`` (any storable value) for the next attempt of this step."""
-        self._attempt.keep_cursor(cursor)
+    def heartbeat(self, cursor: object = NOTHING) -> None:
+        """Ask whether to go on, and keep ``cursor`` (any storable value), if one is given, for later attempts of this step.
+
+        In the caller's own thread a cursor is stored at once, elsewhere with the next commit.
+
+        Raises:
+            StepCancelled: as :meth:`raise_if_cancelled`.
+            EncodeError: the cursor cannot be stored.
+        """
+        if cursor is not NOTHING:
+            self._attempt.keep_cursor(cursor)
         self._attempt.check_alive()
 
     @property
@@ -156,18 +172,11 @@ def idempotency_key(*parts: object) -> str:
     return digest.hexdigest()
 
 
-class _Raise:
-    pass
-
-
-_RAISE: Final = _Raise()
-
-
 @overload
 def task_context() -> TaskContext: ...
 @overload
 def task_context(default: D) -> TaskContext | D: ...
-def task_context(default: object = _RAISE) -> object:
+def task_context(default: object = NOTHING) -> object:
     """Return the context of the task that is running here.
 
     It is a context variable: it reaches awaited code and asyncio tasks, and threads whose context was copied.
@@ -188,7 +197,7 @@ def task_context(default: object = _RAISE) -> object:
     cell = CURRENT.get()
     if cell is not None and cell.attempt is not None:
         return TaskContext(cell.attempt)
-    if default is not _RAISE:
+    if default is not NOTHING:
         return default
     raise NoTaskContext(
         "task_context() was called outside a running task; in code that also runs elsewhere use task_context(default=None)"

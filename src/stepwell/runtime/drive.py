@@ -322,7 +322,8 @@ class Drive:
         event = e.Errored(job.node, job.turns, job.number, retryable, after_us, self.room.draw())
         record = live.prepared.codec.encode(outcome.record) if self.room.stored else outcome.record
         address = live.state.seq + 1
-        if self._record(live, Arrived(event, record, now, job.took_us)):
+        recorded = self._record(live, Arrived(event, record, now, job.took_us))
+        if recorded and live.state.failure is not None and live.state.failure.address == address:
             live.errors[address] = outcome.error
 
     def _deliver(self, live: Live, message: Message) -> bool:

@@ -106,7 +106,8 @@ class Ending:
         if state.held:
             where = self.plan.path(state.held.node, state.held.turns)
             text = f"it is held ({state.held.reason}){f' at {where}' if where else ''}: {state.held.by}"
-            raise InstanceHeld(self.instance_id, text, state.held.reason)
+            mend = "mend that and begin anew with on_conflict='terminate_existing', or end it with client.cancel()"
+            raise InstanceHeld(self.instance_id, f"{text}; {mend}", state.held.reason)
         if state.paused:
             raise InstancePaused(
                 self.instance_id,

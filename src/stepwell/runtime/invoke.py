@@ -134,8 +134,12 @@ class Job(msgspec.Struct, eq=False):
         return self.live.read_cursor(self.key)
 
     def keep_cursor(self, cursor: object) -> None:
-        if self.keep is not None:
+        if self.keep is None:
+            return
+        try:
             self.keep(self, cursor)
+        except CodecError as error:
+            raise unstorable(error, f"the cursor of {self.body.name!r}", self.path) from error
 
 
 class Outcome(msgspec.Struct, eq=False):
@@ -337,7 +341,7 @@ class _Composer:
         produced = self.bodies.types.get(node, Any)
         declared = produced if wanted is Any or wanted is object else wanted
         read = self._decoder(declared, node) if self.stored else _as_it_is
-        if self.plan.kind[node] == "task" and may_say_again(produced):
+        if may_say_again(produced):  # a route, branch or child passes on what its last task said
             return self._tagged_reader(read, produced, node, at)
         if not self.stored:
             return lambda raws: raws[at]

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self, TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -413,6 +413,12 @@ class InMemoryBackend:
     def hint(self) -> int:
         with self._open():
             return self._writes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._closed = True

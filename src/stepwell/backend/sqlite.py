@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self, TYPE_CHECKING
 
 import msgspec
 
@@ -533,6 +533,12 @@ class SqliteBackend:
 
     def hint(self) -> int:
         return self._database.hint()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._database.close()

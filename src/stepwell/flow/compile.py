@@ -21,7 +21,7 @@ from stepwell.retry import Retry
 from stepwell.types import NEST_MAX, NODES_MAX
 
 from . import nodes as n
-from .declared import declared, may_say_again
+from .declared import declared, may_say_again, misspelt
 from .fingerprint import fingerprint_of
 from .plan import NONE, PLAN_VERSION, Arg, Built, Constant, Plan, PlanData, PlanNode, Ref, RetryNumbers, Selected, refs
 from .task import AnyTask
@@ -161,6 +161,9 @@ class _Compiler:
             case n.Input(body):
                 return self._visible(env.get(id(body)), "the input", reader, where)
             case n.Select(base, steps):
+                if name := misspelt(declared(base), steps):
+                    known = f"{_describe(base)} is declared as {type_name(declared(base))}"
+                    raise GraphError(f"nothing is called .{name} there: {known}; check the spelling", where)
                 return Selected(self.arg(base, reader, env, where), steps)
             case n.Const(value):
                 return self._constant(value, where)

@@ -113,6 +113,24 @@ def part(declared_type: object, steps: Iterable[SelectorStep]) -> object:
     return declared_type
 
 
+def misspelt(declared_type: object, steps: Iterable[SelectorStep]) -> str:
+    """Return the first attribute that a declared type is sure not to have, ``""`` if there is none such."""
+    for step in steps:
+        owner = _bare(declared_type)
+        if step[0] == "attr" and _has_no(get_origin(owner) or owner, step[1]):
+            return step[1]
+        declared_type = part(owner, [step])
+    return ""
+
+
+def _has_no(owner: object, name: str) -> bool:
+    """Say whether no instance of a class can have an attribute: its fields are listed, and it is not among them."""
+    listed = ("__dataclass_fields__", "__struct_fields__", "__attrs_attrs__", "_fields")
+    if not isinstance(owner, type) or not any(hasattr(owner, mark) for mark in listed):
+        return False
+    return name not in _hints(owner) and not hasattr(owner, name) and not hasattr(owner, "__getattr__")
+
+
 def _bare(declared_type: object) -> object:
     while get_origin(declared_type) is Annotated:
         declared_type = get_args(declared_type)[0]

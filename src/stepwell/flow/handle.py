@@ -17,7 +17,7 @@ from typing import Final, Literal, NoReturn, TypeAlias
 from stepwell.errors import GraphError
 
 from .nodes import Node, Select, SelectorStep, Source
-from .tracer import call_site
+from .tracer import active_tracer, call_site
 
 ScopeKind: TypeAlias = Literal["workflow", "parallel", "branch", "case", "turn", "timeout"]
 
@@ -140,7 +140,10 @@ _REFUSED: Final = {
 
 def _refusal(verb: str, instead: str) -> Callable[..., NoReturn]:
     def refuse(self: Handle, *args: object, **kwargs: object) -> NoReturn:
-        raise GraphError(f"{self!r} cannot be {verb}: {_VALUE}; {instead}", call_site())
+        error = GraphError(f"{self!r} cannot be {verb}: {_VALUE}; {instead}", call_site())
+        if (tracer := active_tracer()) is not None:
+            tracer.refused(error)
+        raise error
 
     return refuse
 

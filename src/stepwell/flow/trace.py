@@ -83,6 +83,7 @@ class Recorder:
         self._awaiting: dict[Node, Handle] = {}
         self._in_parallel: list[SignalNode] = []
         self._read: set[Node] = set()
+        self._refusal: Exception | None = None
 
     # what tasks and workflows call
 
@@ -205,8 +206,13 @@ class Recorder:
             self._read.add(node.node)
         return origin.source
 
+    def refused(self, error: Exception) -> None:
+        self._refusal = self._refusal or error
+
     def finish(self) -> None:
         """Check what can be known only at the end. Raises GraphError."""
+        if self._refusal is not None:
+            raise self._refusal
         for origin in (handle.__origin__ for handle in self._awaiting.values()):
             raise GraphError(
                 f"{origin.made_by} is async and was never awaited; write `await` before the call", origin.where

@@ -27,6 +27,10 @@ class Tracer(Protocol):
         """Record another workflow."""
         ...
 
+    def refused(self, error: Exception) -> None:
+        """Remember a refusal, so that the workflow's own ``except`` cannot hide it."""
+        ...
+
 
 _active: ContextVar[Tracer | None] = ContextVar("stepwell_tracer", default=None)
 

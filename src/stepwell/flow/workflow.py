@@ -8,10 +8,12 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 
-from stepwell.errors import OptionError, UsageError
+from stepwell.codec import assignable, type_name
+from stepwell.errors import GraphError, OptionError, UsageError
 from stepwell.types import METADATA_BYTES_MAX, check_name
 
 from .compile import Bodies, compile_workflow
+from .declared import declared
 from .nodes import Body
 from .plan import Plan
 from .tracer import active_tracer
@@ -56,6 +58,7 @@ class Workflow(Generic[In, Out]):
         self.plan: Plan
         self.bodies: Bodies
         self.plan, self.bodies = compile_workflow(name, body, input_type, has_input, where)
+        _check_output(name, declared(body.output), output_type, where)
 
     @overload
     def __call__(self: Workflow[None, Out]) -> Out: ...
@@ -93,6 +96,13 @@ class Workflow(Generic[In, Out]):
 
 
 AnyWorkflow: TypeAlias = Workflow[Any, Any]
+
+
+def _check_output(name: str, produced: object, output_type: object, where: str) -> None:
+    if assignable(produced, output_type) is False:
+        told = type_name(produced)
+        mend = "; is a `return` missing?" if produced is type(None) else ""
+        raise GraphError(f"workflow {name!r} declares to return {type_name(output_type)}, but it returns {told}{mend}", where)
 
 
 def _checked_metadata(name: str, metadata: Mapping[str, object]) -> dict[str, object]:

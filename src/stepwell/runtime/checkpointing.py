@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from stepwell.backend.base import Backend
 from stepwell.errors import UsageError
@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-Enter = Callable[[Drive], list[session.Entered]]
+Enter: TypeAlias = Callable[[Drive], list[session.Entered]]
+AsyncFunction: TypeAlias = Callable[[In], Coroutine[Any, Any, Out]]
+
+
+class StartOptions(TypedDict, total=False):
+    """What ``run`` and ``start`` may be told about the instance."""
+
+    instance_id: str | None
+    on_conflict: ConflictPolicy | str | None
+    on_mismatch: str
+    labels: Mapping[str, str] | None
 
 
 class _Base:
@@ -62,10 +72,10 @@ class _Base:
     # --- what a call does before its drive, and reads after it ---
 
     @staticmethod
-    def _entering(workflow: AnyWorkflow, starts: Sequence[session.Start]) -> Enter:
+    def _entering(workflow: object, starts: Sequence[session.Start]) -> Enter:
         return lambda drive: session.enter_all(drive, workflow, starts)
 
-    def _resuming(self, workflow: AnyWorkflow, instance_id: str) -> Enter:
+    def _resuming(self, workflow: object, instance_id: str) -> Enter:
         return lambda drive: [session.resume(drive, self._room.prepare(workflow), instance_id)]
 
     def _recovering(self, workflows: Iterable[AnyWorkflow], passed_over: list[InstanceStatus]) -> Enter:
@@ -107,20 +117,18 @@ class CheckpointingRunner(_Base):
     """
 
     @overload
-    def run(
-        self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> Out: ...  # fmt: skip
+    def run(self, workflow: Workflow[None, Out], /, **options: Unpack[StartOptions]) -> Out: ...
     @overload
-    def run(
-        self, workflow: Workflow[In, Out], value: In, /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> Out: ...  # fmt: skip
+    def run(self, workflow: Workflow[In, Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
+    @overload
+    def run(self, task: AsyncFunction[In, Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
+    @overload
+    def run(self, task: Callable[[In], Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
     def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
         """Run a workflow to its end, through delays and signals, and return its output.
 
         Args:
-            workflow: what to run.
+            workflow: what to run; a task or named function is a workflow of one step.
             value: its input.
             instance_id: names the run; with an id, running again attaches to what exists. Without: a fresh one.
             on_conflict: what to do when the id exists; :class:`ConflictPolicy`, default USE_EXISTING.
@@ -145,15 +153,13 @@ class CheckpointingRunner(_Base):
         return [session.output_of(self._room, each) for each in entered]
 
     @overload
-    def start(
-        self, workflow: Workflow[None, Any], /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> InstanceStatus: ...  # fmt: skip
+    def start(self, workflow: Workflow[None, Any], /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
     @overload
-    def start(
-        self, workflow: Workflow[In, Any], value: In, /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> InstanceStatus: ...  # fmt: skip
+    def start(self, workflow: Workflow[In, Any], value: In, /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
+    @overload
+    def start(self, task: AsyncFunction[In, Any], value: In, /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
+    @overload
+    def start(self, task: Callable[[In], Any], value: In, /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
     def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
         """Start a workflow, go as far as it can now, and return its status: completed, waiting, failed …
 
@@ -178,7 +184,7 @@ class CheckpointingRunner(_Base):
         """
         check_no_loop("CheckpointingRunner")
         mailbox, until_us = Mailbox(), self._until(timeout)
-        while (loaded := session.at_rest(self._room, workflow, instance_id)) is None:
+        while (loaded := session.at_rest(self._room, self._room.prepare(workflow).workflow, instance_id)) is None:
             mailbox.wait(self._room.clock.timeout_s(self._next_look(instance_id, until_us)))
         return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
 
@@ -227,15 +233,13 @@ class AsyncCheckpointingRunner(_Base):
     _shared: SharedDrive | None = None
 
     @overload
-    async def run(
-        self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> Out: ...  # fmt: skip
+    async def run(self, workflow: Workflow[None, Out], /, **options: Unpack[StartOptions]) -> Out: ...
     @overload
-    async def run(
-        self, workflow: Workflow[In, Out], value: In, /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> Out: ...  # fmt: skip
+    async def run(self, workflow: Workflow[In, Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
+    @overload
+    async def run(self, task: AsyncFunction[In, Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
+    @overload
+    async def run(self, task: Callable[[In], Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
     async def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
         """See :meth:`CheckpointingRunner.run`."""
         entered = await self._share(self._entering(workflow, [session.start_of(value, options)]))
@@ -249,15 +253,19 @@ class AsyncCheckpointingRunner(_Base):
         return [session.output_of(self._room, each) for each in entered]
 
     @overload
-    async def start(
-        self, workflow: Workflow[None, Any], /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> InstanceStatus: ...  # fmt: skip
+    async def start(self, workflow: Workflow[None, Any], /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
     @overload
     async def start(
-        self, workflow: Workflow[In, Any], value: In, /, *, instance_id: str | None = None,
-        on_conflict: ConflictPolicy | str | None = None, on_mismatch: str = "fail", labels: Mapping[str, str] | None = None,
-    ) -> InstanceStatus: ...  # fmt: skip
+        self, workflow: Workflow[In, Any], value: In, /, **options: Unpack[StartOptions]
+    ) -> InstanceStatus: ...
+    @overload
+    async def start(
+        self, task: AsyncFunction[In, Any], value: In, /, **options: Unpack[StartOptions]
+    ) -> InstanceStatus: ...
+    @overload
+    async def start(
+        self, task: Callable[[In], Any], value: In, /, **options: Unpack[StartOptions]
+    ) -> InstanceStatus: ...
     async def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
         """See :meth:`CheckpointingRunner.start`."""
         return self._statuses(
@@ -274,7 +282,7 @@ class AsyncCheckpointingRunner(_Base):
         import asyncio
 
         mailbox, until_us = AsyncMailbox(asyncio.get_running_loop()), self._until(timeout)
-        while (loaded := session.at_rest(self._room, workflow, instance_id)) is None:
+        while (loaded := session.at_rest(self._room, self._room.prepare(workflow).workflow, instance_id)) is None:
             await mailbox.wait(self._room.clock.timeout_s(self._next_look(instance_id, until_us)))
         return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
 
 from stepwell.codec import Codec
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+AsyncFunction: TypeAlias = Callable[[In], Coroutine[Any, Any, Out]]
 
 
 class _Base:
@@ -62,6 +63,10 @@ class InProcessRunner(_Base):
     def run(self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None) -> Out: ...
     @overload
     def run(self, workflow: Workflow[In, Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
+    @overload
+    def run(self, task: AsyncFunction[In, Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
+    @overload
+    def run(self, task: Callable[[In], Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
     def run(self, workflow: Any, value: Any = session.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
         """Run a workflow to its end, through delays and signals, and return its output.
 
@@ -108,6 +113,10 @@ class AsyncInProcessRunner(_Base):
     async def run(self, workflow: Workflow[None, Out], /, *, instance_id: str | None = None) -> Out: ...
     @overload
     async def run(self, workflow: Workflow[In, Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
+    @overload
+    async def run(self, task: AsyncFunction[In, Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
+    @overload
+    async def run(self, task: Callable[[In], Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
     async def run(self, workflow: Any, value: Any = session.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
         """See :meth:`InProcessRunner.run`."""
         return (await self._run_all(workflow, [session.Start(value, instance_id)]))[0]

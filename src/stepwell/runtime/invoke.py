@@ -67,12 +67,13 @@ class Body:
     Attributes:
         call: takes the stored values of ``refs`` and runs the body; for async tasks it returns an awaitable.
         top_keys: where its values are found if none of them was made inside a loop; ``top_key`` if it is one.
+        promised: raises if a result is not what the task declares to return; it could not be read by its consumers.
         plain: a sync task that the caller's own thread may run; ``inline``: one that the scheduler may.
         remote: how a process runs it; set where ``run_in`` is ``"process"``, and then ``call`` is not used.
     """
 
     __slots__ = (
-        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "refs", "remote", "retry",
+        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "promised", "refs", "remote", "retry",
         "run_in", "task", "timeout_us", "top_key",
         "top_keys",
     )  # fmt: skip
@@ -82,6 +83,7 @@ class Body:
         self.top_keys: tuple[Key, ...] | None = None
         self.top_key: Key | None = None
         self.cases: Mapping[tuple[type, object], str] = {}
+        self.promised: Callable[[str, Any, bytes], object] | None = None
         self.task: Any = None
         self.retry: Retry | None = None
         self.remote: Remote | None = None
@@ -193,10 +195,15 @@ def keep(job: Job, value: Any) -> Outcome:
     kind = cast(object, type(value))
     if kind is Again or kind is Done:
         value, tag = value.value, "again" if kind is Again else "done"
+    if not job.live.stored:
+        return Outcome(job, value, tag)
     try:
-        return Outcome(job, job.live.encode(value) if job.live.stored else value, tag)
+        output = job.live.encode(value)
+        if body.promised is not None:
+            body.promised(tag, value, output)
+        return Outcome(job, output, tag)
     except CodecError as error:
-        return failed(job, unstorable(error, f"the result of {job.body.name!r}", job.path))
+        return failed(job, unstorable(error, f"the result of {body.name!r}", job.path))
 
 
 def unstorable(error: CodecError, what: str, path: str) -> EncodeError:
@@ -308,6 +315,7 @@ class _Composer:
         body = Body(node, "task", row.name, reads, compose(task.fn, getters, named, injected))
         body.task, body.is_async, body.retry = task, task.is_async, task.options.retry
         body.timeout_us, body.run_in = task.options.timeout_us, task.options.run_in
+        body.promised = self._promise(task.returns) if self.stored else None
         body.at_most_once = task.options.delivery == "at_most_once"
         if body.run_in == "process":
             from .processes import remote_of
@@ -316,6 +324,22 @@ class _Composer:
         body.inline = body.run_in == "inline" and not task.is_async
         body.plain = body.run_in == "thread" and not task.is_async and not body.timeout_us
         return body
+
+    def _promise(self, returns: object) -> Callable[[str, Any, bytes], object] | None:
+        if may_say_again(returns):
+            checks = dict(zip(("again", "done"), map(self._kept_promise, turn_types(returns)), strict=True))
+            return lambda tag, value, output: check(value, output) if (check := checks.get(tag)) is not None else None
+        check = self._kept_promise(returns)
+        return None if check is None else lambda tag, value, output: check(value, output)
+
+    def _kept_promise(self, declared: object) -> Callable[[Any, bytes], object] | None:
+        """Return a check of a value against its declared type; what is of exactly that plain class passes unread."""
+        if declared is Any or declared is object:
+            return None
+        decode = self.codec.decoder(declared)
+        if declared in _PLAIN:
+            return lambda value, output: type(value) is declared or decode(output)
+        return lambda value, output: decode(output)
 
     # --- arguments ---
 
@@ -368,6 +392,9 @@ class _Composer:
                 raise Undecodable(f"the stored value of {name!r} cannot be read: {error}") from error
 
         return read
+
+
+_PLAIN: Final = frozenset({int, str, float, bool, bytes, dict, list, tuple, set, frozenset, type(None)})
 
 
 def _as_it_is(raw: Any) -> Any:

@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.codec import Codec, JsonCodec
-from stepwell.errors import AlreadyRunning, Closed, LeaseLost, UsageError
+from stepwell.errors import AlreadyRunning, Closed, LeaseLost, OptionError, UsageError
 from stepwell.flow.plan import Plan
-from stepwell.types import DEFAULT_LIMITS, Limits
 
 from .clock import AnyMailbox, Clock, SystemClock
 from .hands import Deliver, LoopThread, Threads
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 _NO_THREADS: Final = nullcontext()
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
+THREADS_MAX: Final = 4_096
 PLANS_MAX: Final = 256  # definitions a client meets at a time; more are read again
 
 
@@ -52,12 +52,13 @@ class Room:
         threads: int = 32,
         lease_us: int = 30_000_000,
         poll_us: int = 50_000,
-        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.backend = backend
         self.check_laws = _law_check()
-        self.codec: Codec = codec or (backend.codec if backend is not None else JsonCodec(limits))
-        self.stored, self.limits = stored, limits
+        self.codec: Codec = codec or (backend.codec if backend is not None else JsonCodec())
+        self.stored, self.limits = stored, self.codec.limits
+        if not isinstance(threads, int) or not 1 <= threads <= THREADS_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionError(f"threads must be a whole number from 1 to {THREADS_MAX}, not {threads!r}")
         self.deps: Mapping[Any, object] = dict(deps or {})
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.lease_us, self.poll_us = lease_us, poll_us
@@ -66,7 +67,7 @@ class Room:
         self.draw: Callable[[], float] = self._random.random
         self._threads_limit = threads
         self._lock = threading.RLock()
-        self._prepared: dict[int, Prepared] = {}
+        self._prepared: dict[int, tuple[object, Prepared]] = {}
         self._plans: dict[tuple[str, str], Plan] = {}
         self._working: dict[str, tuple[AnyMailbox, Plan]] = {}
         self._closed = False
@@ -78,17 +79,22 @@ class Room:
 
     # --- workflows ---
 
-    def prepare(self, workflow: AnyWorkflow) -> Prepared:
-        """Return the workflow composed for this runner. Raises MissingDependency before anything runs."""
+    def prepare(self, runnable: object) -> Prepared:
+        """Return a workflow, task or function composed for this runner.
+
+        Raises:
+            MissingDependency, UsageError: before anything runs.
+        """
         with self._lock:
             self.check_open()
-            prepared = self._prepared.get(id(workflow))
-            if prepared is None or prepared.workflow is not workflow:
-                _check_workflow(workflow)
-                prepared = Prepared(workflow, self.codec, self.deps, self.stored)
-                self._prepared[id(workflow)] = prepared
+            known = self._prepared.get(id(runnable))
+            if known is None or known[0] is not runnable:
+                prepared = Prepared(_workflow_of(runnable), self.codec, self.deps, self.stored)
+                self._prepared[id(runnable)] = runnable, prepared
+            else:
+                prepared = known[1]
             if self.backend is not None and not prepared.definition:
-                plan = workflow.plan
+                plan = prepared.plan
                 prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
             return prepared
 
@@ -97,7 +103,7 @@ class Room:
         with self._lock:
             known = (
                 p
-                for p in self._prepared.values()
+                for _, p in self._prepared.values()
                 if p.plan.fingerprint == plan.fingerprint and p.plan.name == plan.name
             )
             return next((p.signal_types.get(name, Any) for p in known), Any)
@@ -219,12 +225,21 @@ class Room:
                         hand.close()
 
 
-def _check_workflow(workflow: object) -> None:
-    if hasattr(workflow, "plan"):
-        return
-    what = f"{workflow!r:.200}" if callable(workflow) else f"a {type(workflow).__name__}"
-    mend = "end it with build()" if hasattr(workflow, "build") else "make one with @workflow or Flow(...).build()"
-    raise UsageError(f"a runner runs workflows, not {what}; {mend}")
+def _workflow_of(runnable: object) -> AnyWorkflow:
+    """Return a workflow as it is, and a task or function as a workflow of one step. Raises UsageError."""
+    from stepwell.flow.workflow import Workflow
+
+    if isinstance(runnable, Workflow):
+        return runnable
+    if callable(runnable) and not isinstance(runnable, type):
+        from stepwell.flow.builder import Flow
+        from stepwell.flow.task import as_task
+        from stepwell.flow.tracer import call_site
+
+        task = as_task(runnable, None, call_site())
+        return Flow(task.name).then(task).build()
+    mend = "end it with build()" if hasattr(runnable, "build") else "make one with @workflow or Flow(...).build()"
+    raise UsageError(f"a runner runs workflows and tasks, not a {type(runnable).__name__}; {mend}")
 
 
 def _law_check() -> Callable[[Plan, Frontier], object] | None:

@@ -95,9 +95,9 @@ def starts_of(values: Sequence[object], instance_ids: Sequence[str] | None) -> l
 # --- entering -----------------------------------------------------------------------------------
 
 
-def enter_all(drive: Drive, workflow: AnyWorkflow, starts: Sequence[Start]) -> list[Entered]:
+def enter_all(drive: Drive, runnable: object, starts: Sequence[Start]) -> list[Entered]:
     """Create instances, or attach to those that exist as each one's policy says; all creations are one transaction."""
-    room, prepared = drive.room, drive.room.prepare(workflow)
+    room, prepared = drive.room, drive.room.prepare(runnable)
     lives = [_new_live(room, prepared, start) for start in starts]
     for live in lives:
         drive.join(live)
@@ -320,12 +320,12 @@ def _check_graph(prepared: Prepared, header: Header) -> None:
         )
 
 
-def recover_all(drive: Drive, workflows: Iterable[AnyWorkflow], passed_over: list[InstanceStatus]) -> list[Entered]:
+def recover_all(drive: Drive, runnables: Iterable[object], passed_over: list[InstanceStatus]) -> list[Entered]:
     """Take up every unfinished instance of these workflows; what cannot be taken up is added to ``passed_over``."""
     entered: list[Entered] = []
-    for workflow in workflows:
-        prepared = drive.room.prepare(workflow)
-        for header in _unfinished(drive.room, workflow):
+    for runnable in runnables:
+        prepared = drive.room.prepare(runnable)
+        for header in _unfinished(drive.room, prepared.workflow):
             try:
                 entered.append(resume(drive, prepared, header.instance_id))
             except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:

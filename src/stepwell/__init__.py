@@ -1,7 +1,7 @@
 """stepwell: plain Python functions as durable workflows.
 
-Everything public is here. Runners and backends are imported when they are first named, so that ``import stepwell`` stays
-cheap for programs that only define tasks and workflows.
+Everything public is here. Runners and backends are imported when they are first named, so that ``import stepwell``
+stays cheap for programs that only define tasks and workflows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from .errors import (
     ValueTooLarge,
     WorkflowCancelled,
     WorkflowFailed,
-)  # fmt: skip
+)
 from .flow.task import Task, inject, task
 from .flow.trace import branch, delay, loop, parallel, route, signal, workflow
 from .flow.workflow import Workflow

@@ -142,9 +142,16 @@ def commend(finding: Finding, *, ledger: Ledger = inject()) -> str:
 
 @task
 def write_report(
-    job: Job, modules: list[Module], size: Size, imports: dict[str, int], packages: dict[str, int],
-    finding: Finding, remark: str, *, ledger: Ledger = inject(),
-) -> str:  # fmt: skip
+    job: Job,
+    modules: list[Module],
+    size: Size,
+    imports: dict[str, int],
+    packages: dict[str, int],
+    finding: Finding,
+    remark: str,
+    *,
+    ledger: Ledger = inject(),
+) -> str:
     with ledger.step() as note:
         totals = finding.totals
         text = demo_report.report(len(modules), size, imports, packages, totals.functions, totals.longest, remark)

@@ -1,8 +1,8 @@
 """The decisions: what follows from an event. Pure, and the only place that knows what a fork, route or loop does.
 
-:func:`advance` decides one fact at a time and passes each through :func:`~stepwell.engine.frontier.apply` at once, so that the
-next decision sees it. What is still to be looked at waits on a small stack instead of the call stack: a thousand nodes that
-complete each other at once are a loop here, not a recursion.
+:func:`advance` decides one fact at a time and passes each through :func:`~stepwell.engine.frontier.apply` at once, so
+that the next decision sees it. What is still to be looked at waits on a small stack instead of the call stack: a
+thousand nodes that complete each other at once are a loop here, not a recursion.
 
 The commonest event, a step of a sequence that is followed by another step, takes a short cut at the top of
 :func:`_succeeded`; it decides the same facts as the general way (a test compares them).

@@ -1,7 +1,7 @@
 """What the world says to the engine. An event brings at most one value, which the journal stores beside its facts.
 
-Events are not stored; facts are. An event that no longer fits (a repeated one, one of an old attempt or of an ended run)
-leads to no facts, so delivering it twice is harmless.
+Events are not stored; facts are. An event that no longer fits (a repeated one, one of an old attempt or of an ended
+run) leads to no facts, so delivering it twice is harmless.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Succeeded(msgspec.Struct, frozen=True, gc=False):
 class Errored(msgspec.Struct, frozen=True, gc=False):
     """An attempt failed; its value is the error record.
 
-    ``after_us`` is a wait that the task asked for (-1: none), which uses up no attempt. ``draw`` in [0, 1) spends the jitter.
+    ``after_us`` is a wait that the task asked for (-1: none), which uses up no attempt. ``draw`` in [0, 1) places the
+    next attempt within the jitter.
     """
 
     node: int
@@ -113,6 +114,18 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
 
 
 Event: TypeAlias = (
-    Start | Succeeded | Errored | Begun | Beat | CutOff | Fired | Signalled | CancelAsked | PauseAsked | ResumeAsked
-    | RetryAsked | HoldAsked | Settled
-)  # fmt: skip
+    Start
+    | Succeeded
+    | Errored
+    | Begun
+    | Beat
+    | CutOff
+    | Fired
+    | Signalled
+    | CancelAsked
+    | PauseAsked
+    | ResumeAsked
+    | RetryAsked
+    | HoldAsked
+    | Settled
+)

@@ -1,10 +1,10 @@
 """What the engine decided. A fact is at once a journal entry and an order to the hands.
 
-Facts are stored for ever, so a fact's number and fields never change: a new shape is a new fact with a new number. A newer
-engine may decide differently, but it applies old facts as they stand; that is why upgrades need no replay rules.
+Facts are stored for ever, so a fact's number and fields never change: a new shape is a new fact with a new number. A
+newer engine may decide differently, but it applies old facts as they stand; that is why upgrades need no replay rules.
 
-A journal entry is the list of facts that one event led to. Its first fact is a *head*: it counts the entry, and the value
-that came with the event is addressed by that count. All others are consequences.
+A journal entry is the list of facts that one event led to. Its first fact is a *head*: it counts the entry, and the
+value that came with the event is addressed by that count. All others are consequences.
 """
 
 from __future__ import annotations
@@ -207,9 +207,21 @@ class RunEnded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=41):
 
 
 Head: TypeAlias = (
-    RunStarted | StepDone | AttemptFailed | StepBegan | TimerFired | MessageKept | CancelBegun | RunPaused | RunResumed
-    | RunReopened | RunHeld | StepsSettled | RouteTaken | CursorKept
-)  # fmt: skip
+    RunStarted
+    | StepDone
+    | AttemptFailed
+    | StepBegan
+    | TimerFired
+    | MessageKept
+    | CancelBegun
+    | RunPaused
+    | RunResumed
+    | RunReopened
+    | RunHeld
+    | StepsSettled
+    | RouteTaken
+    | CursorKept
+)
 Consequence: TypeAlias = (
     Opened
     | MessageTaken

@@ -1,8 +1,8 @@
 """The engine's live state, and :func:`apply`, the only code that changes it.
 
-The frontier holds open steps, the scopes around them, and the addresses of values somebody may still read. Its size follows
-what is open, never what has happened. A recovered state is built by the same :func:`apply` from the same facts as the live
-one, so the two cannot differ.
+The frontier holds open steps, the scopes around them, and the addresses of values somebody may still read. Its size
+follows what is open, never what has happened. A recovered state is built by the same :func:`apply` from the same facts
+as the live one, so the two cannot differ.
 
 Steps that failed or were closed stay here until the run ends well: a retry opens exactly them again.
 """
@@ -45,7 +45,11 @@ class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Scope(msgspec.Struct, array_like=True):
-    """One open parallel. ``lost`` are children that failed or were skipped; ``unsettled`` counts closing steps below it."""
+    """One open parallel.
+
+    ``remaining`` counts the children that are neither done nor lost, ``blocked`` the needs of each child that are not
+    done; ``lost`` are children that failed or were skipped; ``unsettled`` counts closing steps below it.
+    """
 
     remaining: int
     blocked: dict[int, int] = {}
@@ -89,8 +93,8 @@ class Frontier:
     """
 
     __slots__ = (
-        "cancelling", "cursors", "ended", "failure", "held", "inbox", "paused", "result", "scopes", "seq", "stalled", "started",
-        "steps", "tags", "turning", "unsettled", "values",
+        "cancelling", "cursors", "ended", "failure", "held", "inbox", "paused", "result", "scopes", "seq", "stalled",
+        "started", "steps", "tags", "turning", "unsettled", "values",
     )  # fmt: skip
 
     def __init__(self) -> None:

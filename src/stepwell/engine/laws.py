@@ -163,9 +163,10 @@ class View:
         """Return the children of an open parallel that have not begun."""
         blocked, turns = self.state.scopes[parallel].blocked, parallel[1]
         return {
-            child for child in self.plan.nodes[parallel[0]].children
+            child
+            for child in self.plan.nodes[parallel[0]].children
             if blocked.get(child, 0) or any((need, turns) in self.stalled for need in self.plan.nodes[child].needs)
-        }  # fmt: skip
+        }
 
     def text(self, key: Key) -> str:
         """Return a key for people."""
@@ -378,8 +379,9 @@ def needed_values_are_there(view: View) -> None:
         key = read, turns[: view.plan.depth[read]]
         _hold(
             key in view.state.values or not view.done(*key),
-            "needed_values_are_there", f"{view.plan.path(reader)!r} reads {view.text(key)}",
-        )  # fmt: skip
+            "needed_values_are_there",
+            f"{view.plan.path(reader)!r} reads {view.text(key)}",
+        )
 
 
 def _future_reads(view: View) -> Iterator[tuple[int, Turns, int]]:

@@ -1,8 +1,8 @@
 """From the author's tree to the plan: numbering, naming, wiring, and every check a build makes.
 
-The compiler walks the tree once, gives each node a row and each source an argument in terms of rows, and keeps what is not
-data (callables, types, constants, source lines) in :class:`Bodies`. A workflow used as a child is walked again at each use,
-with its input standing for the caller's argument, so a child costs nothing at run time.
+The compiler walks the tree once, gives each node a row and each source an argument in terms of rows, and keeps what is
+not data (callables, types, constants, source lines) in :class:`Bodies`. A workflow used as a child is walked again at
+each use, with its input standing for the caller's argument, so a child costs no decision or storage of its own.
 """
 
 from __future__ import annotations
@@ -117,10 +117,17 @@ class _Compiler:
         )
 
     def sequence(
-        self, kind: str, name: str, parent: int, depth: int, body: n.Body, env: _Env, where: str,
+        self,
+        kind: str,
+        name: str,
+        parent: int,
+        depth: int,
+        body: n.Body,
+        env: _Env,
+        where: str,
         entrance: tuple[object, ...] = (),
-    ) -> int:  # fmt: skip
-        """Add a body as a sequence. ``entrance`` holds the type of the value it is entered with, if it has a place for one."""
+    ) -> int:
+        """Add a body as a sequence. ``entrance`` holds the type of the value it is entered with, if it takes one."""
         index = self.row(kind, name, parent, depth, where)
         self._check_nesting(index, where)
         if entrance:
@@ -248,8 +255,9 @@ class _Compiler:
         if known.fn is not task.fn:
             raise GraphError(
                 f"two functions are called {task.name!r} in one workflow, at {known.where} and {task.where}; "
-                f"give one of them a name: @task('other-name')", where,
-            )  # fmt: skip
+                f"give one of them a name: @task('other-name')",
+                where,
+            )
 
     def _check_types(self, node: n.TaskNode, wanted: Sequence[object], wanted_by_name: Mapping[str, object]) -> None:
         names = list(node.task.params)
@@ -259,8 +267,9 @@ class _Compiler:
             if assignable(produced, declared_type) is False:
                 raise GraphError(
                     f"{node.name!r} wants {name}: {type_name(declared_type)}, but it is given {type_name(produced)} "
-                    f"by {_describe(source)}; convert it in a task, or mend the annotation that is wrong", node.where,
-                )  # fmt: skip
+                    f"by {_describe(source)}; convert it in a task, or mend the annotation that is wrong",
+                    node.where,
+                )
 
     def _parallel(self, node: n.ParallelNode, parent: int, depth: int, env: _Env) -> int:
         if not node.children:
@@ -301,7 +310,8 @@ class _Compiler:
     def _loop(self, node: n.LoopNode, parent: int, depth: int, env: _Env) -> int:
         first = self.value_of(node.first, f"{node.name}-first", parent, depth, env, node.where)
         index = self.row(
-            "loop", node.name, parent, depth, node.where, first=first, max_iterations=node.max_iterations, on_max=node.on_max,
+            "loop", node.name, parent, depth, node.where,
+            first=first, max_iterations=node.max_iterations, on_max=node.on_max,
         )  # fmt: skip
         entered_with = node.body.input_type if node.body.input_type is not None else Any
         turn = self.sequence("turn", "turn", index, depth + 1, node.body, env, node.where, entrance=(entered_with,))
@@ -318,8 +328,9 @@ class _Compiler:
             if not may_say_again(returns):
                 raise GraphError(
                     f"loop {node.name!r} goes on by what its body returns: {self.rows[output].name!r} returns "
-                    f"{type_name(returns)}, not Again or Done", node.where,
-                )  # fmt: skip
+                    f"{type_name(returns)}, not Again or Done",
+                    node.where,
+                )
         elif kind in ("route", "child", "branch"):
             inner = [c for c in self.rows[output].children if self.rows[c].kind == "case"] or [output]
             for sequence in inner:
@@ -344,8 +355,9 @@ class _Compiler:
         if known != node.payload_type:
             raise GraphError(
                 f"signal {node.signal!r} is awaited with two payload types, {type_name(known)} and "
-                f"{type_name(node.payload_type)}; one name has one type", node.where,
-            )  # fmt: skip
+                f"{type_name(node.payload_type)}; one name has one type",
+                node.where,
+            )
 
     def _child(self, node: n.ChildNode, parent: int, depth: int, env: _Env) -> int:
         workflow = node.workflow
@@ -355,8 +367,8 @@ class _Compiler:
             produced = declared(node.arg)
             if assignable(produced, workflow.input_type) is False:
                 raise GraphError(
-                    f"workflow {workflow.name!r} wants {type_name(workflow.input_type)}, but it is given {type_name(produced)}; "
-                    f"convert it in a task, or mend the annotation that is wrong",
+                    f"workflow {workflow.name!r} wants {type_name(workflow.input_type)}, but it is given "
+                    f"{type_name(produced)}; convert it in a task, or mend the annotation that is wrong",
                     node.where,
                 )
         index = self.sequence("child", node.name, parent, depth, workflow.body, inner, node.where)

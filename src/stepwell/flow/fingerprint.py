@@ -1,7 +1,7 @@
 """Who a node and a graph are, so that an instance knows whether it still fits the code.
 
-A node's *interface* is its kind, name, types and declared version. The graph's fingerprint covers every interface and the
-wiring. Timeouts, retries, priorities, tags and function bodies are in neither: tuning them strands no instance.
+A node's *interface* is its kind, name, types and declared version. The graph's fingerprint covers every interface and
+the wiring. Timeouts, retries, priorities, tags and function bodies are in neither: tuning them strands no instance.
 Both are SHA-256 over MessagePack, which prefixes every length, of names and type texts without module paths: stable
 across Python versions, hash seeds and file moves.
 """

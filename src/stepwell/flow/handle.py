@@ -135,7 +135,7 @@ _REFUSED: Final = {
         "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor neg pos abs invert "
         "radd rsub rmul rmatmul rtruediv rfloordiv rmod rdivmod rpow rlshift rrshift rand ror rxor",
     ),
-}  # fmt: skip
+}
 
 
 def _refusal(verb: str, instead: str) -> Callable[..., NoReturn]:

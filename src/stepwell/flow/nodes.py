@@ -1,7 +1,7 @@
 """What an author writes, as a tree: both front ends make these nodes, and the compiler reads nothing else.
 
-A :data:`Source` says where a value comes from; a :class:`Body` is a sequence of nodes with an output. Nodes are compared
-by identity, because the same task may stand in many places.
+A :data:`Source` says where a value comes from; a :class:`Body` is a sequence of nodes with an output. Nodes are
+compared by identity, because the same task may stand in many places.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ parallel  by need    order is data flow; its end waits for all
 route     one case   a step that computes a key, then the chosen case
 loop      the turn   its turns are numbered from 1
 signal    a timeout  waits for a message
-delay     –          waits for a moment
-task      –          user code
-pack      –          builds a value from others (a selection, a constant, a display)
-input     –          a place in the table for the value a root or turn is entered with; never opened
+delay     none       waits for a moment
+task      none       user code
+pack      none       builds a value from others (a selection, a constant, a display)
+input     none       a place in the table for the value a root or turn is entered with; never opened
 ========  =========  ====================================================================
 
 A value is known by its producer and the turns around it. ``drops`` says after which node a value is read for the last
@@ -96,7 +96,8 @@ class PlanNode(msgspec.Struct, frozen=True, omit_defaults=True):
     """One row of the plan. ``name`` is the path segment; ``depth`` the number of loops around it.
 
     ``needs`` are siblings inside a parallel that must be done first; ``output`` is the node whose value a sequence
-    yields, ``first`` the one whose value a loop starts with; ``interface`` is the text the interface fingerprint hashes.
+    yields, ``first`` the one whose value a loop starts with; ``interface`` is the text that the interface fingerprint
+    hashes.
     """
 
     kind: Kind
@@ -151,8 +152,8 @@ class Plan:
     """
 
     __slots__ = (
-        "bodied", "data", "depth", "drops", "fingerprint", "following", "in_parallel", "kind", "name", "nodes", "parent",
-        "retry", "scratch", "signals", "used", "waiters",
+        "bodied", "data", "depth", "drops", "fingerprint", "following", "in_parallel", "kind", "name", "nodes",
+        "parent", "retry", "scratch", "signals", "used", "waiters",
     )  # fmt: skip
 
     def __init__(self, data: PlanData) -> None:

@@ -261,7 +261,8 @@ def task(fn: Callable[..., Any] | str | None = None, /, **options: Any) -> Any:
         retry: the retry policy; default one attempt.
         timeout: the longest an attempt may take: seconds, ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``.
         tags: up to 20 labels of 1 to 64 characters, recorded with the graph; a runner takes every task.
-        priority: 1 (highest) to 5, default 3, recorded with the graph; a runner starts tasks in the order they are ready.
+        priority: 1 (highest) to 5, default 3, recorded with the graph; a runner starts tasks in the order they are
+            ready.
         version: part of the node's identity; change it when old results must not be mixed with new ones.
         description: for people.
         delivery: ``"at_most_once"`` never starts a step twice; if it is cut off, the run is held (``InstanceHeld``).

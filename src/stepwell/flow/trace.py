@@ -317,9 +317,10 @@ def workflow(fn: Callable[..., Any] | str | None = None, /, *, metadata: Mapping
     """Make a function a workflow: ``@workflow`` or ``@workflow("name", metadata={...})``.
 
     The function takes one value or none. It is run once, here, with a handle in place of the value; the tasks it calls
-    become the graph. Statements run in the order written, except inside ``with parallel():``. What the function computes
-    itself is computed once, here: the time, a random number or a setting belong in a task. ``except`` around a call never
-    sees a task's error, nor ``is None`` its value: let the task return what it found, and ``route()`` by that.
+    become the graph. Statements run in the order written, except inside ``with parallel():``. What the function
+    computes itself is computed once, here: the time, a random number or a setting belong in a task. ``except`` around a
+    call never sees a task's error, nor ``is None`` its value: let the task return what it found, and ``route()`` by
+    that.
 
     Args:
         name: the workflow's name; default the function's.

@@ -121,7 +121,7 @@ def record(run: Callable[[CheckpointingRunner], object]) -> Recorded:
         names = [row[1] for row in connection.execute("PRAGMA table_info(instance)")]
         instances = [dict(zip(names, row, strict=True)) for row in connection.execute("SELECT * FROM instance")]
         columns = "instance, seq, at_us, took_us, facts, output"
-        journal = connection.execute(f"SELECT {columns} FROM journal ORDER BY seq, instance").fetchall()  # noqa: S608
+        journal = connection.execute(f"SELECT {columns} FROM journal ORDER BY seq, instance").fetchall()  # noqa: S608 - columns of our own schema
         connection.close()
         backend.close()
         return Recorded(instances, journal)
@@ -158,7 +158,7 @@ def _creation(instances: dict[int, dict[str, Any]], firsts: list[tuple[Any, ...]
         for number, row in instances.items()
     ]
     names = list(created[0])
-    insert = f"INSERT INTO instance ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+    insert = f"INSERT INTO instance ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 - columns of our own schema
     agenda = [(number, row["definition"]) for number, row in instances.items()]
     return [(insert, [tuple(row.values()) for row in created]), (_APPEND, firsts), (_AGENDA, agenda)]
 

@@ -32,7 +32,7 @@ def run(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
         "TEMP": str(folder),
     }
     command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", check=False)  # noqa: S603
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 def test_every_example_is_run() -> None:

@@ -67,5 +67,5 @@ from stepwell.testing.sample import start
 backend = from_environment(InMemoryBackend(), {"STEPWELL_FAULT": "after:create:2,before:commit:1"})
 start(backend, None, "a"); print("one", flush=True); start(backend, None, "b"); print("two")
 """
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (FAULT_EXIT, "one\n")

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.skipif(not boot_id(), reason="this system does not tell
 def child() -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends when it is told to, and has said that it runs."""
     text = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
-    process = subprocess.Popen(  # noqa: S603 - the text above
-        [sys.executable, "-S", "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-S", "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.read(1)
     yield process

@@ -77,8 +77,15 @@ def purge(backend: SqliteBackend, _: Session) -> object:
 
 
 ACTIONS: tuple[Action, ...] = (
-    commit_steps, commit_with_a_conflict, commit_as_client, create_some, post, claim_due, end_session, purge,
-)  # fmt: skip
+    commit_steps,
+    commit_with_a_conflict,
+    commit_as_client,
+    create_some,
+    post,
+    claim_due,
+    end_session,
+    purge,
+)
 
 
 def prepare(path: Path) -> tuple[SqliteBackend, Session]:
@@ -219,7 +226,7 @@ print(nth - 1)
 
 
 def run(script: str, tmp_path: Path) -> list[str]:
-    done = subprocess.run(  # noqa: S603 - the scripts above
+    done = subprocess.run(
         [sys.executable, "-c", _CHILDREN + script, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -448,7 +448,7 @@ def test_a_waiting_instance_is_not_looked_at(backend: SqliteBackend) -> None:
 def test_apsw_is_loaded_with_the_first_backend_only() -> None:
     """Importing the module does not load SQLite."""
     text = "import sys, stepwell.backend.sqlite; sys.exit('apsw' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == 0  # noqa: S603
+    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == 0
 
 
 def test_a_session_of_an_earlier_boot_is_over(backend: SqliteBackend) -> None:

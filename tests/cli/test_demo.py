@@ -34,7 +34,7 @@ def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "files"
     options = ["--json", "--kills", "2", "--modules", str(MODULES), "--dir", str(folder)]
     command = [sys.executable, "-m", "stepwell", "demo", *options]
-    ran = subprocess.run(command, capture_output=True, check=False)  # noqa: S603
+    ran = subprocess.run(command, capture_output=True, check=False)
     assert ran.returncode == 0, (ran.stdout, ran.stderr)
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     return Played(json.loads(ran.stdout), ran.stderr.decode(), lines, folder)
@@ -195,7 +195,7 @@ def test_help_imports_no_command():
         "main(['--help'], standalone_mode=False)\n"
         "print([m for m in ('rich', 'apsw', 'stepwell.cli.demo') if m in sys.modules], file=sys.stderr)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)  # noqa: S603
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert ran.stderr.decode().strip() == "[]"
 
 

@@ -59,12 +59,15 @@ def test_names_do_not_depend_on_the_process() -> None:
         "print(type_name(dict[str, int | str | None | Literal['a', 'b', 'c'] | set[bytes]]))"
     )
     texts = {
-        subprocess.run(  # noqa: S603 - our own interpreter and code
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True, text=True, check=True,
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert texts == {"dict[str, Literal['a', 'b', 'c'] | None | int | set[bytes] | str]\n"}
 
 

@@ -91,7 +91,7 @@ def test_a_full_stack_is_an_error_of_the_codec(make: Callable[[Limits], Codec], 
             return deep(calls - 1)
         for value, data in zip(values, stored, strict=True):
             results.append(outcome(lambda: codec.encode(value)))  # noqa: B023 - called at once
-            results.append(outcome(lambda: codec.decode(data)))  # noqa: B023
+            results.append(outcome(lambda: codec.decode(data)))  # noqa: B023 - called at once
         return None
 
     deep(sys.getrecursionlimit() - len(inspect.stack(0)) - left - 20)
@@ -197,10 +197,16 @@ def test_ints_are_bounded_by_decimal_digits(make: Callable[[Limits], Codec]) -> 
 @pytest.mark.parametrize(
     "payload",
     [
-        b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
-        b"\xc9\xff\xff\xff\xff\x05", b"\xdd\x00\x0f\xff\xff" * 150, b"\xdc\xff\xff" * 300, b"\xde\xff\xff\xa1a" * 150,
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x05",
+        b"\xdd\x00\x0f\xff\xff" * 150,
+        b"\xdc\xff\xff" * 300,
+        b"\xde\xff\xff\xa1a" * 150,
     ],
-)  # fmt: skip
+)
 def test_length_bombs_take_no_memory(payload: bytes) -> None:
     """A few bytes that announce gigabytes are damage, found before the memory is taken."""
     codec = MsgpackCodec()

@@ -1,5 +1,4 @@
 """What cannot be stored exactly is refused before it is stored, by type name and path."""
-# ruff: noqa: E501 - tables read best with one case a line
 
 from __future__ import annotations
 
@@ -63,20 +62,26 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ValueError("x"), "values of type ValueError cannot be stored"),
     (lambda: msgspec.UNSET, "values of type UnsetType cannot be stored"),
     (lambda: msgspec.Raw(b"1"), "values of type Raw cannot be stored"),
-    (lambda: Text("a"), "values of type Text cannot be stored, as one would come back as a plain str; convert it with str"),
+    (
+        lambda: Text("a"),
+        "values of type Text cannot be stored, as one would come back as a plain str; convert it with str",
+    ),
     (lambda: Number(1), "values of type Number cannot be stored, as one would come back as a plain float"),
     (lambda: collections.OrderedDict(a=1), "OrderedDict cannot be stored, as one would come back as a plain dict"),
     (lambda: collections.defaultdict(int), "defaultdict cannot be stored, as one would come back as a plain dict"),
     (lambda: collections.Counter("a"), "Counter cannot be stored, as one would come back as a plain dict"),
     (lambda: collections.deque([1]), "values of type deque cannot be stored"),
-    (lambda: dt.datetime(2024, 1, 1, tzinfo=LocalZone()), "a datetime with a tzinfo of type LocalZone cannot be stored"),
+    (
+        lambda: dt.datetime(2024, 1, 1, tzinfo=LocalZone()),
+        "a datetime with a tzinfo of type LocalZone cannot be stored",
+    ),
     (lambda: dt.time(1, tzinfo=LocalZone()), "a time with a tzinfo of type LocalZone cannot be stored"),
     (lambda: dt.datetime(2024, 1, 1, tzinfo=_keyless()), "a ZoneInfo that ZoneInfo(key) would not give again"),
     (lambda: dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(microseconds=1))), "a fraction of a second"),
     (lambda: Record("A", {"!type": 1}), "a Record needs a text as type_name"),
     (lambda: Record("A", {1: 1}), "a Record needs a text as type_name"),  # type: ignore[dict-item]
     (lambda: Record("\ud800", {}), "a Record needs a text as type_name"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
@@ -100,7 +105,7 @@ PATHS: list[tuple[Any, str]] = [
     ({1, object()}, "{…}"),
     (Point([object()], 1), "Point.x[0]"),  # type: ignore[arg-type]
     (Record("A", {"f": object()}), ".f"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("value", "path"), PATHS, ids=[path for _, path in PATHS])

@@ -151,7 +151,7 @@ def test_a_record_is_read_only_and_can_be_copied() -> None:
     assert list(record) == ["x", "y"]
     assert repr(record) == "Record Point(x=[1], y=2)"
     assert hash(record) == hash(copy.deepcopy(record))
-    assert pickle.loads(pickle.dumps(record)) == record != Record("Point", {"x": [1]})  # noqa: S301
+    assert pickle.loads(pickle.dumps(record)) == record != Record("Point", {"x": [1]})  # noqa: S301 - what was pickled one call before
 
 
 @both

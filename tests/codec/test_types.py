@@ -175,7 +175,7 @@ def test_an_unresolved_name_is_refused_at_once() -> None:
 
     @dataclass
     class Lost:
-        thing: Missing  # type: ignore[name-defined]  # noqa: F821
+        thing: Missing  # type: ignore[name-defined]  # noqa: F821 - a name that does not exist is the point
 
     with pytest.raises(DecodeError, match="names 'Missing', which its module does not define"):
         CODECS[0].decoder(list[Lost])
@@ -198,7 +198,7 @@ def test_a_failed_compilation_leaves_nothing_behind() -> None:
     @dataclass
     class Half:
         good: Node
-        bad: Missing  # type: ignore[name-defined]  # noqa: F821
+        bad: Missing  # type: ignore[name-defined]  # noqa: F821 - a name that does not exist is the point
 
     codec = JsonCodec()
     for _ in range(2):

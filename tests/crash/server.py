@@ -27,7 +27,7 @@ def main() -> None:
         with os.fdopen(read) as pipe:
             said = pipe.read()
         _, status = os.waitpid(child, 0)
-        print(json.dumps({"exit": os.waitstatus_to_exitcode(status), "found": json.loads(said or "{}")}), flush=True)  # noqa: T201
+        print(json.dumps({"exit": os.waitstatus_to_exitcode(status), "found": json.loads(said or "{}")}), flush=True)  # noqa: T201 - the parent reads it
 
 
 def _child(play, request, write):  # type: ignore[no-untyped-def]

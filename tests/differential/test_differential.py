@@ -28,7 +28,7 @@ from stepwell.flow.workflow import Workflow
 from stepwell.testing import VirtualClock
 from stepwell.testing.faults import Fault, FaultyBackend
 
-from ..engine.graphs import Seeded  # noqa: TID252
+from ..engine.graphs import Seeded  # noqa: TID252 - the tests are not installed
 from .worlds import ALL, INPUT, REPEATABLE, WAITS_MAX, Broken, Ledger, RealOracle, grow, worlds
 
 QUIET = settings(
@@ -228,7 +228,7 @@ def finish(coroutine: Any) -> Any:
 def test_the_account(account: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
     """What was compared, and that it was not nothing."""
     with capsys.disabled():
-        print("\ndifferential: " + ", ".join(f"{count} {name}" for name, count in account.items()))  # noqa: T201
+        print("\ndifferential: " + ", ".join(f"{count} {name}" for name, count in account.items()))  # noqa: T201 - the account is shown in every run
     if len(account) > 4:
         assert account["graphs"] > 200
         assert account["interruptions"] > 50

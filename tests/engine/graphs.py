@@ -41,7 +41,7 @@ class Seeded:
     """Choices of a seeded generator."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+        self.random = random.Random(seed)
 
     def number(self, least: int, most: int) -> int:
         return self.random.randint(least, most)

@@ -306,9 +306,16 @@ MOVES: dict[str, Callable[[Run, Chooser], None]] = {
 
 #: how often a random walk does each
 COMMON = (
-    *["succeed"] * 8, *["err"] * 3, *["fire"] * 2, *["signal"] * 2, *["settle"] * 3, *["retry"] * 2,
-    "begin", "beat", "again",
-)  # fmt: skip
+    *["succeed"] * 8,
+    *["err"] * 3,
+    *["fire"] * 2,
+    *["signal"] * 2,
+    *["settle"] * 3,
+    *["retry"] * 2,
+    "begin",
+    "beat",
+    "again",
+)
 #: what stops a run; a walk uses few of these, or nothing else would happen
 STOPS = ("cancel", "pause", "hold", "cut_off", "start")
 

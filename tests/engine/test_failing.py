@@ -104,9 +104,12 @@ def test_the_first_failure_stops_what_has_not_started() -> None:
     fail(run, "parallel/a")
     assert not run.state.ended
     assert [(run.plan.path(*k), s.phase) for k, s in run.state.steps.items()] == [
-        ("parallel/a", "failed"), ("parallel/b", "closing"), ("parallel/w/go", "closed"),
-        ("parallel/d/nap", "closed"), ("parallel/c", "closing"),
-    ]  # fmt: skip
+        ("parallel/a", "failed"),
+        ("parallel/b", "closing"),
+        ("parallel/w/go", "closed"),
+        ("parallel/d/nap", "closed"),
+        ("parallel/c", "closing"),
+    ]
     assert run.state.status(run.now) == "running"
     settle(run, "parallel/b", "parallel/c")
     assert run.state.ended == "failed"

@@ -14,7 +14,7 @@ import pytest
 
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Failure, Frontier, Request, Scope, Step, from_image, to_image
-from stepwell.engine.seal import seal, unseal
+from stepwell.seal import seal, unseal
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "engine"
 
@@ -98,10 +98,13 @@ def _full_state() -> Frontier:
     state = Frontier()
     state.seq, state.started, state.unsettled, state.ended, state.result = 300, True, 2, "failed", 17
     state.steps = {
-        (1, ()): Step(), (2, (3,)): Step(2, 1, 1_700_000_000_000_000, "parked"),
-        (3, (3, 4)): Step(1, 0, 0, "closing", (5, (3,))), (4, ()): Step(phase="began"),
-        (5, ()): Step(phase="closed"), (6, ()): Step(3, 3, 0, "failed"),
-    }  # fmt: skip
+        (1, ()): Step(),
+        (2, (3,)): Step(2, 1, 1_700_000_000_000_000, "parked"),
+        (3, (3, 4)): Step(1, 0, 0, "closing", (5, (3,))),
+        (4, ()): Step(phase="began"),
+        (5, ()): Step(phase="closed"),
+        (6, ()): Step(3, 3, 0, "failed"),
+    }
     state.scopes = {(7, ()): Scope(3, {8: 1, 9: 0}), (8, (3,)): Scope(1, {}, True, [10, 11], 2)}
     state.turning = {(12, (3,)): 4}
     state.values = {(13, ()): 0, (14, (3,)): 299}

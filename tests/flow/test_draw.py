@@ -163,9 +163,18 @@ def test_empty_plan() -> None:
 
 @pytest.mark.parametrize(
     ("us", "shown"),
-    [(0, "0us"), (1, "1us"), (1_500, "1500us"), (2_000, "2ms"), (90_000_000, "90s"), (120_000_000, "2m"),
-     (3_600_000_000, "1h"), (86_400_000_000, "1d"), (90_000_000_000, "25h")],
-)  # fmt: skip
+    [
+        (0, "0us"),
+        (1, "1us"),
+        (1_500, "1500us"),
+        (2_000, "2ms"),
+        (90_000_000, "90s"),
+        (120_000_000, "2m"),
+        (3_600_000_000, "1h"),
+        (86_400_000_000, "1d"),
+        (90_000_000_000, "25h"),
+    ],
+)
 def test_span(us: int, shown: str) -> None:
     """A span is shown in the largest unit it is whole in, so that nothing is rounded away."""
     assert span(us) == shown

@@ -42,10 +42,15 @@ def printed(body: n.Body, name: str = "flow") -> str:
 @pytest.mark.parametrize(
     "options",
     [
-        {"attempts": 5}, {"timeout": "9s"}, {"tags": ["eu"]}, {"priority": 1}, {"description": "text"},
-        {"run_in": "inline"}, {"delivery": "at_most_once"},
+        {"attempts": 5},
+        {"timeout": "9s"},
+        {"tags": ["eu"]},
+        {"priority": 1},
+        {"description": "text"},
+        {"run_in": "inline"},
+        {"delivery": "at_most_once"},
     ],
-)  # fmt: skip
+)
 def test_tuning_a_task_strands_no_instance(options: dict[str, Any]) -> None:
     """Retries, timeouts, tags, priority, text and placement are in no fingerprint."""
     assert printed(base(typed(**options))) == printed(base(typed()))
@@ -183,7 +188,7 @@ def test_a_fingerprint_does_not_depend_on_the_hash_seed(seed: str) -> None:
     root = Path(__file__).parent.parent.parent
     code = "from tests.flow.test_fingerprint import base, printed, typed; print(printed(base(typed())))"
     env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == printed(base(typed()))
 
 

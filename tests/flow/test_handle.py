@@ -202,7 +202,7 @@ def _each_refusal() -> list[tuple[str, Callable[[Any], object]]]:
         ("if", lambda h: 1 if h else 2),
         ("unpack", lambda h: (lambda *a: a)(*h)),
         ("format", lambda h: f"{h}"),
-        ("percent", lambda h: "%s" % h),  # noqa: UP031
+        ("percent", lambda h: "%s" % h),  # noqa: UP031 - the old way is the point
         ("call", lambda h: h()),
         ("method", lambda h: h.strip()),
         ("set", lambda h: {h}),
@@ -395,7 +395,7 @@ class TestMistakes:
     def test_unresolvable_annotation(self) -> None:
         """The input's type must be known when the workflow is made."""
 
-        def flow(order: Nowhere) -> None:  # noqa: F821
+        def flow(order: Nowhere) -> None:  # noqa: F821 - a name that does not exist is the point
             charge(order)
 
         refused(flow, "workflow 'flow': its annotations cannot be resolved")

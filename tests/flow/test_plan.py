@@ -7,6 +7,7 @@ import pytest
 
 from stepwell.flow import nodes as n
 from stepwell.flow.plan import NONE, Plan, PlanData, PlanNode, Ref, reads
+from stepwell.seal import seal
 from tests.engine.graphs import Seeded, awaited, branch, deciding, flow, grow, line, repeated, step, together, workflow
 
 
@@ -192,5 +193,15 @@ def test_the_stored_form_does_not_change() -> None:
         b'{"kind":"task","name":"a","parent":0,"args":[["ref",1]],"kwargs":[["k",["ref",1]]],"interface":"i","task":"a",'
         b'"timeout_us":5,"tags":["eu"]}],"fingerprint":"f"}'
     )
-    assert Plan(PlanData(1, "w", rows, "f")).to_bytes() == stored
-    assert Plan.from_bytes(stored).nodes == rows
+    sealed = stored + b"E\x10rC"
+    assert Plan(PlanData(1, "w", rows, "f")).to_bytes() == sealed
+    assert Plan.from_bytes(sealed).nodes == rows
+
+
+@pytest.mark.parametrize(
+    "stored", [b"", b"{}", seal(b"{}"), seal(b'{"version":2,"name":"w","nodes":[],"fingerprint":"f"}')]
+)
+def test_what_is_no_plan_of_this_version_is_refused(stored: bytes) -> None:
+    """Cut bytes, another document and a newer version are decoding errors."""
+    with pytest.raises(msgspec.DecodeError):
+        Plan.from_bytes(stored)

@@ -375,5 +375,5 @@ class Later:
 
 
 @task
-def lost(x: Nowhere) -> None:  # noqa: F821
+def lost(x: Nowhere) -> None:  # noqa: F821 - a name that does not exist is the point
     ...

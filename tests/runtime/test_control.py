@@ -130,16 +130,18 @@ def test_cancel_waits_for_bodies_that_do_not_stop_no_longer_than_the_grace(
     any_runner: Any, clock: VirtualClock
 ) -> None:
     """After thirty seconds the run ends without them."""
-    runner, go = any_runner(), threading.Event()
+    runner, go, ticking = any_runner(), threading.Event(), threading.Event()
 
     @task
     def deaf(x: int) -> int:
+        assert ticking.wait(20)
         runner.client.cancel("i")
         assert go.wait(20)
         return x
 
     @task
     def passes_time(x: int) -> int:
+        ticking.set()
         while not noticed.is_set():
             clock.advance("31s")
         return x

@@ -103,7 +103,7 @@ def test_a_damaged_journal_stops_its_instance_alone(
 
 def test_whatever_stands_in_a_journal_is_read_or_told(store: SqliteBackend) -> None:
     """Three hundred spoiled journals: each is either a state or InstanceDamaged, never another error."""
-    choose, told = random.Random(7), 0  # noqa: S311
+    choose, told = random.Random(7), 0
     with CheckpointingRunner(store) as runner:
         runner.start(asking, 1, instance_id="i")
     loaded = store.load("i")
@@ -220,7 +220,7 @@ def survives(inner: Any, fault: Fault) -> bool:
             fault
         )
         if fault.method == "end_session" and struck:
-            inner.end_session(failing._room._session)
+            inner.end_session(failing._room._renewer.session)
         assert runner.run(world.workflow, 1, instance_id="i") == 105, fault
     assert not inner.stuck(0)
     assert all(world.calls.count(name) <= 2 + (name == "right") for name in ("first", "left", "right", "last")), fault

@@ -120,7 +120,7 @@ def test_an_inline_task_that_swallows_exceptions_cannot_swallow_ctrl_c(backend: 
     def careless(x: int) -> int:
         try:
             once()
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001  # carelessness is the point
             return -1
         return x
 
@@ -170,7 +170,7 @@ def test_cancelling_an_awaited_run_leaves_the_instance_resumable(clock: VirtualC
 def test_a_real_ctrl_c_ends_a_process_that_waits_for_a_delay(tmp_path: Path) -> None:
     """SIGINT while the call waits for thirty days: it ends at once, and another process goes on."""
     path = tmp_path / "runs.db"
-    child = subprocess.Popen(  # noqa: S603  # our own script
+    child = subprocess.Popen(  # our own script
         [sys.executable, children.__file__, "napping", str(path)], stdout=subprocess.PIPE, text=True
     )
     with child:
@@ -200,7 +200,7 @@ def test_threads_that_still_run_never_delay_the_exit(tmp_path: Path) -> None:
         "try:\n    with InProcessRunner() as runner:\n        runner.run(fork, 1)\n"
         "except KeyboardInterrupt:\n    print('left')\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)  # noqa: S603
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("left\n", "", 0)
 
 

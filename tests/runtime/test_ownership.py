@@ -112,7 +112,7 @@ def test_a_refused_call_gives_back_nothing_that_is_not_its_own(any_runner: Any) 
 def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     """While it lives its instance is its own; after kill -9 the next process goes on without waiting for the lease."""
     path = tmp_path / "runs.db"
-    child = subprocess.Popen(  # noqa: S603  # our own script
+    child = subprocess.Popen(  # our own script
         [sys.executable, children.__file__, "holding", str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -129,7 +129,7 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
             child.wait()
             assert backend.header("child").held_by == ""  # type: ignore[union-attr]
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
+                patch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115  # closed below
                 patch.setattr(children, "say", lambda text: None)
                 assert runner.resume(children.holding, "child") == 4
                 sys.stdin.close()
@@ -149,8 +149,8 @@ def test_a_taken_over_session_cannot_write(tmp_path: Path) -> None:
 
         @task
         def slow(x: int) -> int:
-            calls.append("slow")  # noqa: B023
-            if len(calls) == 1:  # noqa: B023
+            calls.append("slow")  # noqa: B023  # run within this turn of the loop
+            if len(calls) == 1:  # noqa: B023  # as above
                 now[0] += 31_000_000
                 assert other.resume(overtaken, "i") == 3
             return x + 1
@@ -182,7 +182,7 @@ def test_a_task_cannot_swallow_the_loss_of_its_lease() -> None:
             assert other.resume(alone, "i") == 1
             try:
                 task_context().heartbeat(2)
-            except Exception:  # noqa: BLE001
+            except Exception:  # noqa: BLE001  # carelessness is the point
                 seen.append("swallowed")
         return x
 

@@ -481,7 +481,7 @@ def environment() -> dict[str, str]:
 
 
 def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)  # noqa: S603
+    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_a_script_may_define_its_process_tasks_itself(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_a_busy_body_does_not_delay_the_exit_of_its_parent(tmp_path: Path) -> No
             sys.stdin.read()
         """,
     )
-    parent = subprocess.Popen(arguments, env=environment(), stdin=subprocess.PIPE)  # noqa: S603
+    parent = subprocess.Popen(arguments, env=environment(), stdin=subprocess.PIPE)
     hanging = Watched(path)
     parent.communicate()
     hanging.wait_ended()
@@ -540,7 +540,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
             InProcessRunner().run(hanging, {path!r})
         """,
     )
-    parent = subprocess.Popen(arguments, env=environment())  # noqa: S603
+    parent = subprocess.Popen(arguments, env=environment())
     hanging = Watched(path)
     parent.kill()
     assert parent.wait() == -signal.SIGKILL

@@ -25,7 +25,7 @@ def marked(path: Path) -> set[int]:
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a checker with the project's settings on the package in this checkout."""
     environment = {**os.environ, "MYPYPATH": str(ROOT / "src"), "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
 

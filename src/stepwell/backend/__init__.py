@@ -1,0 +1,1 @@
+"""Where facts rest: the contract, the reference in memory, and SQLite."""

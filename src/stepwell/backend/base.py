@@ -4,7 +4,7 @@ Each method is exactly one transaction. No method is optional and none has a def
 declares in :class:`Capabilities`, and whoever needs it refuses at construction. A store decides nothing about a
 workflow: facts, outputs and images are bytes to it, and it compares only ids, numbers, tokens and times.
 
-Two rules carry the promise of stepwell:
+Three rules carry the promise of stepwell:
 
 *Admission.* A write names the session it belongs to and the seq it continues from. It lands whole if that session is
 live and that seq is still the journal's last, else not at all: a lost session raises

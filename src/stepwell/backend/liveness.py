@@ -29,14 +29,20 @@ def is_dead(holder: Holder) -> bool:
     """Return whether the holder's process is provably gone. ``False`` means "alive or not known"."""
     if not holder.boot_id or holder.boot_id != boot_id() or holder.namespace != _pid_namespace():
         return False
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
+    if not _exists(holder.pid):
         return True
-    except OSError:  # it exists and belongs to another user
-        pass
     started = _started(holder.pid)
     return started < 0 or (holder.started > 0 and started > 0 and started != holder.started)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it belongs to another user
+    return True
 
 
 def lease_clock() -> int:

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Literal, Self, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 from msgspec.structs import replace
 

@@ -1,8 +1,4 @@
-"""The SQL of :mod:`.sqlite`, one constant per statement. Parameters are numbered in the order of use.
-
-Words: *over* means that a session no longer counts (see :mod:`.liveness`); *parked* that an instance's last rest still
-says when it wants to be claimed.
-"""
+"""The SQL of :mod:`.sqlite`, one constant per statement. A parameter that is used twice has a number."""
 
 from __future__ import annotations
 
@@ -24,6 +20,7 @@ SELECT lease_us, lease_boot, name, host, pid, started, boot_id, namespace FROM s
 OTHER_SESSIONS: Final = "SELECT id FROM session WHERE id != ?"
 DELETE_SESSION: Final = "DELETE FROM session WHERE id = ?"
 
+# What is freed keeps its due time only if its last rest still says when it wants to be claimed; else it is due at once.
 FREE_SESSION: Final = """
 UPDATE agenda SET session = NULL, due_us = CASE WHEN (
     SELECT state IN ('waiting', 'paused', 'held')
@@ -73,9 +70,8 @@ RECEIVE: Final = "INSERT OR IGNORE INTO received (instance, message_id) VALUES (
 POST: Final = "INSERT INTO inbox (instance, kind, name, payload, at_us, message_id) VALUES (?, ?, ?, ?, ?, ?)"
 
 NEW_INSTANCE: Final = """
-INSERT INTO instance (instance_id, run, definition, state, created_us, updated_us, ended_us, input_digest, labels,
-trace,
-    image, image_seq)
+INSERT INTO instance (instance_id, run, definition, state, created_us, updated_us, ended_us, input_digest,
+    labels, trace, image, image_seq)
 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
 """
 NEW_AGENDA: Final = "INSERT INTO agenda (instance, definition, due_us, session) VALUES (?, ?, ?, ?)"

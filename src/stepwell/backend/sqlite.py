@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Self, TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -280,11 +281,9 @@ class SqliteBackend:
 
     def commit(self, session: Session | None, changes: Sequence[Change]) -> Sequence[Outcome]:
         if session is not None and _plain(changes):
-            try:
-                with self._database.write as db:
-                    return self._commit_together(db, session, changes)
-            except self._not_admitted:
-                pass  # rolled back; find out below which change it was, and why
+            # One that is not admitted rolls back; what follows finds out which it was, and why.
+            with suppress(self._not_admitted), self._database.write as db:
+                return self._commit_together(db, session, changes)
         with self._database.write as db:
             if session is not None:
                 self._live_name(db, session)

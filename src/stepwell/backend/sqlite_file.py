@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import RLock
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 import apsw
@@ -96,6 +96,7 @@ class Database:
         self._pid = os.getpid()
         self._lock = RLock()
         self._closed = False
+        self._user: FrameType | None = None  # the `with` block that has the connection
         self.read = Transaction(self, "BEGIN")
         self.write = Transaction(self, "BEGIN IMMEDIATE")
         _check_library()
@@ -188,7 +189,7 @@ class Database:
             except (apsw.BusyError, apsw.LockedError, apsw.ProtocolError, apsw.SchemaChangeError) as error:
                 if time.monotonic() >= deadline:
                     self.fail(error)
-                time.sleep(random.random() * PAUSE_MAX_S)  # noqa: S311
+                time.sleep(random.random() * PAUSE_MAX_S)  # noqa: S311 - an uneven pause is no secret
             except apsw.Error as error:
                 self.fail(error)
 
@@ -204,8 +205,8 @@ class Database:
                 "an SQLite connection does not survive a fork; make the backend after the fork"
             )
 
-    def begin(self, statement: str) -> Connection:
-        """Take the connection for this thread and begin a transaction on it."""
+    def begin(self, statement: str, user: FrameType) -> Connection:
+        """Take the connection for the thread of ``user``, the frame of a ``with``, and begin a transaction on it."""
         self.check()  # before the lock, which a forked child may have inherited locked
         if not self._lock.acquire(timeout=self._busy_s + THREAD_GRACE_S):
             raise BackendUnavailable(
@@ -213,15 +214,30 @@ class Database:
             )
         try:
             self.check()
-            if self.connection.in_transaction:  # an interrupt struck between a block's end and its commit
-                _roll_back(self.connection)
+            self._clear_interrupted(user)
             self.connection.execute(statement)
+            self._user = user
         except BaseException as error:
             self._lock.release()
             if isinstance(error, apsw.Error):
                 self.fail(error)
             raise
         return self.connection
+
+    def _clear_interrupted(self, user: FrameType) -> None:
+        """Undo what a block left that an interrupt cut off before its end; a block that still runs is let be."""
+        frame = user.f_back if self._user is not None else None
+        while frame is not None:
+            if frame is self._user:
+                raise UsageError(
+                    f"the backend of {self.path} was used in the middle of its own transaction, "
+                    "as by a signal handler: let the handler set a flag or start a thread"
+                )
+            frame = frame.f_back
+        _roll_back(self.connection)
+        if self._user is not None:
+            self._user = None
+            self._lock.release()
 
     def end(self, error: BaseException | None) -> None:
         """Commit, or roll back after an error, and let other threads go on."""
@@ -233,6 +249,7 @@ class Database:
         finally:
             if self.connection.in_transaction:
                 _roll_back(self.connection)
+            self._user = None
             self._lock.release()
         if isinstance(error, apsw.Error):
             self.fail(error)
@@ -258,7 +275,7 @@ class Database:
             self._deadline = now + self._busy_s
         if now >= self._deadline:
             return False
-        time.sleep(random.uniform(0.25, 1) * min(0.0005 * (tries + 1), PAUSE_MAX_S))  # noqa: S311
+        time.sleep(random.uniform(0.25, 1) * min(0.0005 * (tries + 1), PAUSE_MAX_S))  # noqa: S311 - an uneven pause is no secret
         return True
 
     def fail(self, error: apsw.Error, when: str = "") -> NoReturn:
@@ -280,7 +297,7 @@ class Transaction:
         self._database, self._begin = database, begin
 
     def __enter__(self) -> Connection:
-        return self._database.begin(self._begin)
+        return self._database.begin(self._begin, sys._getframe(1))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._database.end(error)

@@ -108,12 +108,11 @@ class EnvelopeCodec:
             size = self._size_few(value, 1)  # Writer.is_plain, written out: most calls end within these lines
             if size >= 0 or (size == MANY and self._writer.is_plain_in_all(value)):
                 try:
-                    payload = self._dumps(value)
+                    payload: bytes | None = self._dumps(value)
                 except _REFUSALS:
-                    pass  # an int over 64 bits or a lone surrogate; a walk finds and tags it
-                else:
-                    if len(payload) <= self._room:
-                        return self._seal_plain(payload)
+                    payload = None  # an int over 64 bits or a lone surrogate; a walk finds and tags it
+                if payload is not None and len(payload) <= self._room:
+                    return self._seal_plain(payload)
             return self._seal(self._tagged(value))
         except Exception as error:  # noqa: BLE001 - see _encode_error
             raise _encode_error(error, value) from (None if isinstance(error, Misfit) else error)

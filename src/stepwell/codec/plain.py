@@ -43,8 +43,7 @@ def sizer(limits: Limits, *, binary: bool, nonfinite: bool, exact: bool) -> Call
     """
     scalars = _SCALARS | (_BYTES if binary else _NONE) | (_FLOAT if nonfinite else _NONE)
     easy = scalars - {str, bytes} if exact else scalars
-    most = limits.value_bytes if exact else FEW
-    over = TOO_LARGE if exact else MANY
+    most, over = (limits.value_bytes, TOO_LARGE) if exact else (FEW, MANY)
     keys_max, depth_max = limits.keys, limits.depth
 
     def size_of(value: Node, depth: int) -> int:  # noqa: C901 - one function, as a call costs more than an entry
@@ -79,8 +78,7 @@ def sizer(limits: Limits, *, binary: bool, nonfinite: bool, exact: bool) -> Call
             elif kind is str or (kind is bytes and binary):
                 size += len(item)
             else:
-                inside = size_of(item, depth + 1)
-                if inside < 0:
+                if (inside := size_of(item, depth + 1)) < 0:
                     return inside
                 size += inside
             if size > most:

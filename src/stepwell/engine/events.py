@@ -93,7 +93,7 @@ class ResumeAsked(msgspec.Struct, frozen=True, gc=False):
 
 
 class RetryAsked(msgspec.Struct, frozen=True, gc=False):
-    """Continue a failed or cancelled run from where it stopped."""
+    """Continue a failed, cancelled or held run from where it stopped."""
 
     by: str = ""
 

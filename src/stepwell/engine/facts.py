@@ -15,8 +15,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from stepwell.flow.plan import Key, Turns
-
-from .seal import seal, unseal
+from stepwell.seal import seal, unseal
 
 EndState: TypeAlias = Literal["completed", "failed", "cancelled"]
 
@@ -24,11 +23,11 @@ EndState: TypeAlias = Literal["completed", "failed", "cancelled"]
 # --- heads -----------------------------------------------------------------------------
 
 
-class RunStarted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+class RunStarted(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=1):
     """The run exists; the entry's value is the input."""
 
 
-class StepDone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+class StepDone(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=2):
     """A body's outcome; the entry's value is its output."""
 
     node: int
@@ -36,7 +35,7 @@ class StepDone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     tag: str = ""
 
 
-class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=3):
     """An attempt's error, which is the entry's value. The next attempt is due at ``due_us``; -1: there is none.
 
     ``spent`` attempts count against the policy so far.
@@ -49,7 +48,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=
     spent: int
 
 
-class StepBegan(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+class StepBegan(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=4):
     """An at-most-once attempt starts after this is stored."""
 
     node: int
@@ -57,36 +56,38 @@ class StepBegan(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     attempt: int
 
 
-class TimerFired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+class TimerFired(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=5):
     """A delay is over (it is done) or a signal's timeout has come (what follows says how it goes on)."""
 
     node: int
     turns: Turns = ()
 
 
-class MessageKept(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+class MessageKept(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=6):
     """A message is in the inbox; the entry's value is its payload."""
 
     name: str
 
 
-class CancelBegun(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+class CancelBegun(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=7):
     """Nothing starts any more; the run ends when what is open has settled."""
 
     reason: str
     by: str
 
 
-class RunPaused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+class RunPaused(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=8):
+    """Nothing starts, and no timer or message moves anything, until the run is resumed."""
+
     reason: str
     by: str
 
 
-class RunResumed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+class RunResumed(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=9):
     by: str
 
 
-class RunReopened(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+class RunReopened(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=10):
     """A run that failed, was cancelled or is held goes on; the facts that follow open again what failed or was closed.
 
     A held run goes on as it stood: a scope that was failing still fails, a cancel still ends it.
@@ -95,20 +96,22 @@ class RunReopened(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10
     by: str
 
 
-class RunHeld(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
+class RunHeld(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=11):
+    """The run stops for a person's decision about the step that is named, or about itself (node 0)."""
+
     reason: str
     detail: str
     node: int
     turns: Turns
 
 
-class StepsSettled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
+class StepsSettled(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=12):
     """Closing steps that had not started, or whose hands are gone."""
 
     steps: tuple[Key, ...]
 
 
-class RouteTaken(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
+class RouteTaken(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=13):
     """A route's key chose the case with this name; the entry has no value."""
 
     node: int
@@ -116,7 +119,7 @@ class RouteTaken(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     case: str
 
 
-class CursorKept(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
+class CursorKept(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=14):
     """A step's cursor, which is the entry's value; its later attempts may read it."""
 
     node: int
@@ -126,7 +129,7 @@ class CursorKept(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14)
 # --- consequences ---------------------------------------------------------------------------
 
 
-class Opened(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=32):
+class Opened(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=32):
     """A node is entered: a body may run, a delay or signal waits (until ``due_us``, 0: no time), a scope has begun."""
 
     node: int
@@ -135,7 +138,7 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=32):
     attempt: int = 1
 
 
-class MessageTaken(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=33):
+class MessageTaken(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=33):
     """A signal has its message, kept as entry ``address``: it is done."""
 
     node: int
@@ -143,7 +146,7 @@ class MessageTaken(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3
     address: int
 
 
-class Turned(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=34):
+class Turned(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=34):
     """A loop begins the turn that ``turns`` ends with, with the value at ``address``."""
 
     node: int
@@ -151,7 +154,7 @@ class Turned(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=34):
     address: int
 
 
-class ScopeDone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=35):
+class ScopeDone(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=35):
     """A parallel, branch, child, route, loop or signal is done; its value is the one at ``address``, 0: None."""
 
     node: int
@@ -159,7 +162,7 @@ class ScopeDone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=35):
     address: int = 0
 
 
-class StepRefused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=36):
+class StepRefused(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=36):
     """A node failed by the engine's own decision: ``signal_timeout``, ``loop_limit`` or ``loop_value``."""
 
     node: int
@@ -167,33 +170,35 @@ class StepRefused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=36
     reason: str
 
 
-class ChildFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=37):
+class ChildFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=37):
     """A child of a waiting parallel failed; its siblings go on."""
 
     node: int
     turns: Turns
 
 
-class Skipped(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=38):
+class Skipped(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=38):
     """A child of a waiting parallel will not run, because what it reads failed."""
 
     node: int
     turns: Turns
 
 
-class ScopeFailing(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=39):
+class ScopeFailing(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=39):
     """A parallel will fail: nothing in it starts any more, and it waits for what is open to settle."""
 
     node: int
     turns: Turns
 
 
-class ScopeFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=40):
+class ScopeFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=40):
+    """A parallel has failed: nothing in it will move any more."""
+
     node: int
     turns: Turns
 
 
-class RunEnded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=41):
+class RunEnded(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=41):
     """The run is over. ``address`` is the entry of the result or error, 0: None or the engine's own ``reason``.
 
     ``node`` and ``turns`` name the step that failed first.
@@ -246,5 +251,5 @@ def encode(facts: Sequence[Fact]) -> bytes:
 
 
 def decode(stored: bytes) -> list[Fact]:
-    """Return an entry's facts. Raises ``msgspec.DecodeError`` for damaged bytes and facts of no known version."""
+    """Return an entry's facts. Raises ``msgspec.DecodeError`` for damaged bytes and facts of no known number."""
     return _DECODER.decode(unseal(stored))

@@ -15,10 +15,10 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from stepwell.flow.plan import NONE, Key, Plan, Turns
+from stepwell.seal import seal, unseal
 from stepwell.types import State
 
 from . import facts as f
-from .seal import seal, unseal
 
 Phase: TypeAlias = Literal["ready", "began", "parked", "closing", "closed", "failed"]
 
@@ -68,7 +68,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """Why and by whom a run was paused, cancelled or held."""
+    """Why and by whom a run was paused, cancelled or held. Of a hold, ``by`` is the detail for people."""
 
     reason: str
     by: str

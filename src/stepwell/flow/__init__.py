@@ -1,0 +1,1 @@
+"""What an author writes, and the compiler from that to the plan."""

@@ -8,32 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from stepwell.errors import GraphError
 from stepwell.timing import Duration
 from stepwell.types import Again, Done
 
-from .declared import declared
-from .nodes import Body, Const, Input, OnError, OnMax, Source
-from .stages import (
-    Branch,
-    Call,
-    Child,
-    Delay,
-    ForkJoin,
-    Loop,
-    Route,
-    Signal,
-    Stage,
-    Stages,
-    add_all,
-    first_name,
-    unique_names,
-    wants,
-)
-from .steps import checked_cases, checked_name, checked_on_error, checked_turns, is_workflow, span_us, timeout_span_us
-from .task import as_task
+from .nodes import OnError, OnMax
+from .rows import Row, Start, Unfinished, single_stage, stages_of
+from .stages import Branch, Call, ForkJoin, Stages, first_name, unique_names
+from .steps import checked_name, checked_on_error
 from .tracer import call_site
 from .workflow import Workflow
 
@@ -67,68 +51,13 @@ class Named(TypedDict, total=False):
     was: str
 
 
-# --- from what users pass to stages -----------------------------------------------------------------
+class _Pipe(Row):
+    """What :class:`Flow` and :class:`Chain` share."""
 
-
-def _stages(step: object, name: str | None, where: str, *, was: str = "") -> Stages:
-    """Return the stages of a step: a task, a function, a workflow or a chain."""
-    if was:
-        checked_name(was, "was=", where)
-    if isinstance(step, _Row):
-        if name is not None or was:
-            raise GraphError("a chain takes no name= or was= here; name its steps", where)
-        if not step.stages:
-            raise GraphError("an empty Flow() is no step; add at least one with then()", where)
-        return step.stages
-    return (_single(step, name, was, where),)
-
-
-def _single(step: object, name: str | None, was: str, where: str) -> Call | Child:
-    if isinstance(step, _Row | Fork):
-        raise GraphError("a chain cannot stand here; use a task, a function or a workflow", where)
-    if is_workflow(step):
-        return Child(step, checked_name(name or step.name, "a node's name", where), was, where)
-    task = as_task(cast(Callable[..., Any], step), name, where)
-    return Call(task, checked_name(name or task.node_name, "a node's name", where), was or task.was, where)
-
-
-# --- what users write -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What a flow was begun with. ``name`` is empty for a chain that is only a step."""
-
-    name: str
-    metadata: Mapping[str, object]
-    input_type: object
-    where: str
-
-
-class _Row:
-    """The untyped half of :class:`Flow` and :class:`Chain`: a start and the stages so far."""
-
-    __slots__ = ("stages", "start")
-
-    def __init__(self, start: _Start, stages: Stages) -> None:
-        self.start, self.stages = start, stages
-
-    def __repr__(self) -> str:
-        names = " -> ".join(stage.name for stage in self.stages)
-        return f"<{type(self).__name__.lower()} {self.start.name!r}: {names or 'empty'}>"
-
-    def _grown(self, *more: Stage) -> Stages:
-        """Return the stages with more; whether they take the value before them is checked here, at the user's call."""
-        add_all(more, [], self.feed(more))
-        return (*self.stages, *more)
-
-    def feed(self, more: Stages) -> Source | None:
-        """Return a stand-in for the value that ``more`` would be given, ``None`` if they begin a flow without input."""
-        begins = all(isinstance(stage, Delay) for stage in self.stages) and self.start.input_type is None
-        return None if begins and wants(more) is None else Const(None)
+    __slots__ = ()
 
     def _then(self, step: object, name: str | None, was: str) -> Chain[Any, Any]:
-        return self.chain(self._grown(*_stages(step, name, call_site(), was=was)))
+        return self.chain(self._grown(*stages_of(step, name, call_site(), was=was)))
 
     def chain(self, stages: Stages) -> Chain[Any, Any]:
         return Chain[Any, Any](self.start, stages)
@@ -141,60 +70,8 @@ class _Row:
         name = checked_name(name, "a fork's name", where)
         return Fork(self, name, checked_on_error(on_error, where), was, (), where)
 
-    def _route(self, key: object, cases: object, default: object, name: str | None, was: str) -> Stages:
-        where = call_site()
-        chosen = checked_name("route" if name is None else name, "a route's name", where)
-        key_name = f"{name}-key" if name is not None and getattr(key, "__name__", "") == "<lambda>" else None
-        return self._grown(
-            Route(
-                _single(key, key_name, "", where),
-                tuple((k, _stages(step, None, where)) for k, step in checked_cases(cases, where).items()),
-                None if default is None else _stages(default, None, where),
-                chosen,
-                was,
-                where,
-            )
-        )
 
-    def _loop(self, body: object, turns: int, on_max: OnMax, name: str | None, was: str) -> Stages:
-        where = call_site()
-        own = name is None or isinstance(body, _Row) or is_workflow(body) or getattr(body, "__name__", "") != "<lambda>"
-        stages = _stages(body, None if own else name, where)
-        chosen = checked_name(name or stages[0].name, "a loop's name", where)
-        return self._grown(Loop(stages, chosen, checked_turns(turns, on_max, where), on_max, was, where))
-
-    def _delay(self, name: str, duration: Duration, was: str) -> Stages:
-        where = call_site()
-        span = span_us(duration, f"delay {name!r}", where)
-        return self._grown(Delay(checked_name(name, "a delay's name", where), span, was, where))
-
-    def _signal(self, name: str, payload: object, timeout: Duration | None, on_timeout: object, was: str) -> Stages:
-        where = call_site()
-        checked_name(name, "a signal's name", where)
-        timeout_us = timeout_span_us(timeout, on_timeout is not None, name, where)
-        stages = None if on_timeout is None else _stages(on_timeout, None, where)
-        return self._grown(Signal(name, payload, timeout_us, stages, was, where))
-
-    def _build(self) -> Workflow[Any, Any]:
-        start = self.start
-        if not start.name:
-            raise GraphError("a Flow() without a name is a step of another; give it a name to build it", start.where)
-        input_type = wants(self.stages) if start.input_type is None else start.input_type
-        has_input = input_type is not None
-        body = Body(input_type=input_type)
-        body.output = add_all(self.stages, body.nodes, Input(body) if has_input else None)
-        return Workflow(
-            start.name,
-            body,
-            input_type=input_type,
-            output_type=declared(body.output),
-            has_input=has_input,
-            metadata=start.metadata,
-            where=start.where,
-        )
-
-
-class Flow(_Row):
+class Flow(_Pipe):
     """The beginning of a pipeline; its first step gives a :class:`Chain`, which knows its types.
 
     Args:
@@ -218,7 +95,7 @@ class Flow(_Row):
     ) -> None:
         where = call_site()
         checked = "" if name is None else checked_name(name, "a workflow's name", where)
-        super().__init__(_Start(checked, dict(metadata or {}), input, where), ())
+        super().__init__(Start(checked, dict(metadata or {}), input, where), ())
 
     @overload
     def then(self, step: Workflow[A, New] | Chain[A, New], /, **named: Unpack[Named]) -> Chain[A, New]: ...
@@ -330,7 +207,7 @@ class Flow(_Row):
     def delay(self, name: str, duration: Duration, *, was: str = "") -> Flow:
         """Begin with a durable wait; the input passes."""
         flow = object.__new__(Flow)
-        _Row.__init__(flow, self.start, self._delay(name, duration, was))
+        Row.__init__(flow, self.start, self._delay(name, duration, was))
         return flow
 
     def build(self) -> Workflow[Any, Any]:
@@ -338,7 +215,7 @@ class Flow(_Row):
         return self._build()
 
 
-class Chain(_Row, Generic[In, Out]):
+class Chain(_Pipe, Generic[In, Out]):
     """A pipeline from ``In`` to ``Out``; every call returns a new one. Begun by :class:`Flow`.
 
     Example:
@@ -525,10 +402,10 @@ class Chain(_Row, Generic[In, Out]):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fork(Generic[In, Out]):
+class Fork(Unfinished, Generic[In, Out]):
     """Branches being collected; :meth:`join` closes them. Every call returns a new one."""
 
-    _row: _Row
+    _row: _Pipe
     _name: str
     _on_error: OnError
     _was: str
@@ -601,8 +478,8 @@ class Fork(Generic[In, Out]):
             raise GraphError("branch() needs at least one step", where)
         stages: Stages = ()
         for step in steps:
-            alone = len(steps) == 1 and not isinstance(step, _Row)
-            stages = (*stages, *_stages(step, name if alone else None, where))
+            alone = len(steps) == 1 and not isinstance(step, Row)
+            stages = (*stages, *stages_of(step, name if alone else None, where))
         own = first_name(stages, self._row.feed(stages))
         chosen = checked_name(own if name is None else name, "a branch's name", where)
         return replace(self, _branches=(*self._branches, Branch(stages, chosen, where)))
@@ -623,7 +500,7 @@ class Fork(Generic[In, Out]):
         where = call_site()
         if not self._branches:
             raise GraphError("a fork needs at least one branch() before join()", where)
-        joined = _single(step, name, was, where)
+        joined = single_stage(step, name, was, where)
         if not isinstance(joined, Call):
             raise GraphError("join() takes a task or a function, not a workflow", where)
         stage = ForkJoin(self._name, self._on_error, self._was, self._branches, joined, self._where)

@@ -36,6 +36,8 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from stepwell.seal import seal, unseal
+
 Kind: TypeAlias = Literal[
     "root", "branch", "case", "turn", "child", "timeout",
     "parallel", "route", "loop", "signal", "delay", "task", "pack", "input",
@@ -211,12 +213,15 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """Return the plan as it is stored."""
-        return msgspec.json.encode(self.data)
+        return seal(msgspec.json.encode(self.data))
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Plan:
-        """Return a stored plan. Raises ``msgspec.ValidationError`` when the bytes are not one."""
-        return cls(msgspec.json.decode(stored, type=PlanData))
+        """Return a stored plan. Raises ``msgspec.DecodeError`` for damaged bytes and for plans of a newer version."""
+        data = msgspec.json.decode(unseal(stored), type=PlanData)
+        if data.version != PLAN_VERSION:
+            raise msgspec.DecodeError(f"the plan has version {data.version}, this stepwell reads {PLAN_VERSION}")
+        return cls(data)
 
 
 def _split_segment(segment: str) -> tuple[str, int]:

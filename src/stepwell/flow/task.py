@@ -362,7 +362,7 @@ def _in_class_body(fn: object) -> bool:
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - the attribute itself is wanted, not whether it can be called
 
 
 def _where(fn: object) -> str:
@@ -414,7 +414,7 @@ def resolved_hints(fn: Callable[..., Any], names: Mapping[str, object]) -> Mappi
 def _annotated(fn: Any) -> Any:
     while isinstance(fn, partial):
         fn = fn.func
-    return fn if hasattr(fn, "__annotations__") and not isinstance(fn, type) else getattr(fn, "__call__", fn)  # noqa: B004
+    return fn if hasattr(fn, "__annotations__") and not isinstance(fn, type) else getattr(fn, "__call__", fn)  # noqa: B004 - the attribute itself is wanted, not whether it can be called
 
 
 def _closure(fn: object) -> Mapping[str, object]:

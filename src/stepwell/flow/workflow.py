@@ -23,7 +23,7 @@ Out = TypeVar("Out", covariant=True)
 
 
 class Workflow(Generic[In, Out]):
-    """A named, typed graph. Made by ``@workflow`` or ``Flow.build()``; given to a runner, or called in another workflow.
+    """A named, typed graph, made by ``@workflow`` or ``Flow.build()``; given to a runner or called in another workflow.
 
     Attributes:
         name: what instances are recorded under.
@@ -69,8 +69,8 @@ class Workflow(Generic[In, Out]):
         tracer = active_tracer()
         if tracer is None:
             raise UsageError(
-                f"workflow {self.name!r} is not called directly: InProcessRunner().run({self.name}, …) runs it in memory, "
-                f"CheckpointingRunner(SqliteBackend('file.db')).run(…) so that it survives a crash"
+                f"workflow {self.name!r} is not called directly: InProcessRunner().run({self.name}, …) runs it "
+                f"in memory, CheckpointingRunner(SqliteBackend('file.db')).run(…) so that it survives a crash"
             )
         return cast(Out, tracer.child(cast("AnyWorkflow", self), args))
 
@@ -102,7 +102,9 @@ def _check_output(name: str, produced: object, output_type: object, where: str) 
     if assignable(produced, output_type) is False:
         told = type_name(produced)
         mend = "; is a `return` missing?" if produced is type(None) else ""
-        raise GraphError(f"workflow {name!r} declares to return {type_name(output_type)}, but it returns {told}{mend}", where)
+        raise GraphError(
+            f"workflow {name!r} declares to return {type_name(output_type)}, but it returns {told}{mend}", where
+        )
 
 
 def _checked_metadata(name: str, metadata: Mapping[str, object]) -> dict[str, object]:

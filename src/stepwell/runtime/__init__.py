@@ -1,0 +1,1 @@
+"""What does: clock, threads, loops and processes."""

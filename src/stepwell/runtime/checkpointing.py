@@ -1,4 +1,4 @@
-"""Running a workflow so that it survives a crash: every outcome is in the store before anything that follows it starts."""
+"""Running a workflow so that it survives a crash: every outcome is stored before anything that follows it starts."""
 
 from __future__ import annotations
 
@@ -148,7 +148,10 @@ class CheckpointingRunner(_Base):
     def run_many(
         self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None
     ) -> list[Out]:
-        """Run one instance for each input, sharing commits, and return their outputs in order. Raises as :meth:`run`."""
+        """Run one instance for each input, sharing commits, and return their outputs in order.
+
+        Raises as :meth:`run`.
+        """
         entered = self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
         return [session.output_of(self._room, each) for each in entered]
 

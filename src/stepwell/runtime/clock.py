@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Wait(NamedTuple):
     """A drive has nothing to do before one of these.
 
-    ``until_us`` is the next timer; ``busy`` says that bodies are running and will report; ``poll_us`` bounds the wait where
-    news may come from outside this process. A clock that is moved by hand calls ``wake(None)`` to end the wait.
+    ``until_us`` is the next timer; ``busy`` says that bodies are running and will report; ``poll_us`` bounds the wait
+    where news may come from outside this process. A clock that is moved by hand calls ``wake(None)`` to end the wait.
     """
 
     until_us: int | None
@@ -117,6 +117,8 @@ class AsyncMailbox:
                     await self._bell.wait()
             except TimeoutError:
                 return self.drain()
+        else:
+            await asyncio.sleep(0)  # a drive that is never idle lets others have the loop all the same
         return self.drain()
 
 

@@ -53,7 +53,7 @@ class InstanceFacts(Protocol):
 
 
 class Cell:
-    """One slot in which bodies run one after the other. The context variable is set once; each body only fills the cell."""
+    """One slot in which bodies run one after the other. The context variable is set once; a body just fills it."""
 
     __slots__ = ("attempt",)
 
@@ -118,7 +118,7 @@ class TaskContext:
 
     @property
     def idempotency_key(self) -> str:
-        """The same 32 hex digits for every attempt of this step, others for every other step. Give it to outside calls."""
+        """The same 32 hex digits for every attempt of this step, others for every other. Give it to outside calls."""
         facts = self._attempt.facts
         return idempotency_key(facts.backend_id, facts.instance_id, facts.run, facts.workflow, self.path)
 
@@ -136,7 +136,7 @@ class TaskContext:
         return logging.LoggerAdapter(logging.getLogger(f"stepwell.task.{self.workflow}"), extra)
 
     def raise_if_cancelled(self) -> None:
-        """Raise :class:`~stepwell.errors.StepCancelled` once the instance is being cancelled or the attempt has timed out."""
+        """Raise :class:`~stepwell.errors.StepCancelled` once the instance is cancelled or the attempt has timed out."""
         self._attempt.check_alive()
 
     @property
@@ -145,7 +145,7 @@ class TaskContext:
         return self._attempt.cancelled()
 
     def heartbeat(self, cursor: object = NOTHING) -> None:
-        """Ask whether to go on, and keep ``cursor`` (any storable value), if one is given, for later attempts of this step.
+        """Ask whether to go on, and keep ``cursor`` (any storable value), if one is given, for later attempts.
 
         In the caller's own thread a cursor is stored at once, elsewhere with the next commit.
 
@@ -200,5 +200,6 @@ def task_context(default: object = NOTHING) -> object:
     if default is not NOTHING:
         return default
     raise NoTaskContext(
-        "task_context() was called outside a running task; in code that also runs elsewhere use task_context(default=None)"
+        "task_context() was called outside a running task; "
+        "in code that also runs elsewhere use task_context(default=None)"
     )

@@ -1,9 +1,9 @@
 """Reaching an instance from outside: signals and requests, whoever holds it and whether or not anybody does.
 
-An instance that nobody holds is advanced by the sender itself: load, decide, commit with the seq checked. One that a session
-holds gets the message in its inbox, and the holder takes it in at its next turn. Which of the two is the case is checked in
-the statement that writes, so there is no moment at which a message could be lost. No workflow code is needed: the plan is
-stored with the instance.
+An instance that nobody holds is advanced by the sender itself: load, decide, commit with the seq checked. One that a
+session holds gets the message in its inbox, and the holder takes it in at its next turn. Which of the two is the case
+is checked in the statement that writes, so there is no moment at which a message could be lost. No workflow code is
+needed: the plan is stored with the instance.
 """
 
 from __future__ import annotations

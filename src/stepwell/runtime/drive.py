@@ -11,18 +11,16 @@ never waits for a body.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from stepwell.backend.base import Change, Message, Rest
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Frontier
-from stepwell.errors import BackendError, Closed, LeaseLost, TaskTimeout
+from stepwell.errors import BackendError, Closed, InstanceDamaged, LeaseLost, TaskTimeout
 from stepwell.flow.plan import Key
 from stepwell.types import ENDED
 
@@ -32,6 +30,7 @@ from .failure import error_record
 from .hands import Fatal, perform_here, start_here
 from .invoke import Body, Job, Outcome, Undecodable, perform, verdict
 from .live import Arrived, Live, event_of
+from .timers import Timers, What
 
 if TYPE_CHECKING:
     import asyncio
@@ -85,11 +84,8 @@ class Drive:
         self._cell = Cell()
         self._lives: dict[str, Live] = {}
         self._ready: deque[tuple[Live, Key]] = deque()
-        self._timers: list[tuple[int, int, Live, Key]] = []
-        self._deadlines: list[
-            tuple[int, int, Live, Job | None]
-        ] = []  # a job's timeout; None: a cancelled instance's grace
-        self._order = count()
+        self._timers = Timers(self._awaits)
+        self._broken: BaseException | None = None
         self._dirty: dict[str, Live] = {}
         self._restless: dict[str, Live] = {}
         self._flights = 0
@@ -119,11 +115,6 @@ class Drive:
             self._dirty[live.instance_id] = live
         else:
             self._release_unwritten(live)
-
-    def drop(self, live: Live) -> None:
-        """Let go of a joined instance that turned out not to be ours to work on."""
-        if self._lives.pop(live.instance_id, None) is not None:
-            self.room.leave(live.instance_id)
 
     def __enter__(self) -> Drive:
         return self
@@ -167,31 +158,45 @@ class Drive:
         return list(self._lives.values())
 
     def abandon(self, lives: Iterable[Live]) -> None:
-        """Give instances back as they stand: their bodies are told to stop and no longer waited for."""
-        held: list[int] = []
-        for live in lives:
-            if self._lives.pop(live.instance_id, None) is None:
-                continue
-            for job in live.flights.values():
-                self._flights -= 1
-                job.stopped = "the runner has stopped"
-                if job.stop is not None:
-                    job.stop()
-            live.flights, live.upcoming = {}, []
+        """Give instances back as they stand: what has ended is kept, what still runs is no longer waited for."""
+        left = [live for live in lives if self._let_go(live, "the runner has stopped")]
+        for live in left:
             self._dirty.pop(live.instance_id, None)
-            self.room.leave(live.instance_id)
-            held.append(live.instance)
-        self._ready = deque((live, key) for live, key in self._ready if self._works_on(live))
-        if self._writes and held:
-            self._give_back(held)
+        self._keep_ready(self._works_on)
+        self._give_back(left)
+
+    def _let_go(self, live: Live, why: str) -> bool:
+        """Work on an instance no more, and tell its bodies to stop. Returns whether it was worked on."""
+        if not self._works_on(live):
+            return False
+        del self._lives[live.instance_id]
+        self._restless.pop(live.instance_id, None)
+        for job in live.flights.values():
+            self._flights -= 1
+            job.stopped = why
+            if job.stop is not None:
+                job.stop()
+        live.flights, live.upcoming = {}, []
+        self.room.leave(live.instance_id)
+        return True
 
     def _works_on(self, live: Live) -> bool:
         return self._lives.get(live.instance_id) is live
 
-    def _give_back(self, held: list[int]) -> None:
-        assert self.room.backend is not None
+    def _keep_ready(self, wanted: Callable[[Live], bool]) -> None:
+        kept = [(live, key) for live, key in self._ready if wanted(live)]
+        self._ready.clear()
+        self._ready.extend(kept)
+
+    def _give_back(self, left: Iterable[Live]) -> None:
+        """Store what is still unwritten, and release the claims."""
+        backend, held = self.room.backend, [live for live in left if live.instance]
+        if backend is None or not held:
+            return
         try:
-            self.room.backend.release(self.room.session(), held)
+            if changes := [live.change(None) for live in held if live.entries]:
+                backend.commit(self.room.session(), changes)
+            backend.release(self.room.session(), [live.instance for live in held])
         except (BackendError, LeaseLost, Closed):
             return  # the claim ends with the session or its lease; the reason we are leaving matters more
 
@@ -206,7 +211,10 @@ class Drive:
             step = state.steps.get(key)
             if step is None or step.phase not in _START_PHASES or key in live.flights:
                 continue
-            if state.ended or state.held or state.paused or state.cancelling:
+            if step.phase == "began":
+                if key in live.upcoming:
+                    continue  # that it began is not stored yet
+            elif state.ended or state.held or state.paused or state.cancelling or self._is_early(step.due_us):
                 continue
             body = live.bodies[key[0]] or live.prepared.body(key[0])
             if body.at_most_once and step.phase == "ready":
@@ -216,15 +224,24 @@ class Drive:
                 self._start(live, key, body, step.attempt)
             started += 1
             if not nothing_came() or (
-                (self._dirty or self._timers) and (started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS)
+                (self._dirty or len(self._timers))
+                and (started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS)
             ):
                 return
 
+    def _is_early(self, due_us: int) -> bool:
+        return due_us > 0 and due_us > self.room.clock.now_us()
+
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
         job = Job(live, body, key[0], key[1], attempt, live.gather(body, key[1]))
+        if (cursor := live.state.cursors.get(key)) is not None:
+            live.fetch([cursor])  # here, as a store that fails is no failure of the body
         if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
             job.keep = self._at_once
-            self._absorb(perform(job, self._cell) if self._loop is None else self._perform_apart(job))
+            outcome = perform(job, self._cell) if self._loop is None else self._perform_apart(job)
+            if self._broken is not None:
+                raise self._broken
+            self._absorb(outcome)
         else:
             self._launch(live, key, body, job)
 
@@ -239,7 +256,7 @@ class Drive:
         job.keep = self._keep_later
         if body.timeout_us:
             job.deadline_us = self.room.clock.now_us() + body.timeout_us
-            self._note_deadline(job.deadline_us, live, job)
+            self._timers.add(job.deadline_us, live, job)
         self._flights += 1
         live.flights[key] = job
         job.context = live.context.copy()
@@ -247,13 +264,6 @@ class Drive:
             job.stop = self.room.in_process(job, self.mailbox.put)
         else:
             (self._for_loop if body.is_async else self._for_threads).append(job)
-
-    def _note_deadline(self, due_us: int, live: Live, job: Job | None) -> None:
-        heap = self._deadlines
-        if len(heap) > 64 + 4 * self._flights:  # most belong to attempts that ended in time
-            heap[:] = [d for d in heap if d[3] is None or d[2].flights.get(d[3].key) is d[3]]
-            heapq.heapify(heap)
-        heapq.heappush(heap, (due_us, next(self._order), live, job))
 
     def _hand_over(self) -> None:
         """Give away what was launched, as one batch each."""
@@ -285,7 +295,7 @@ class Drive:
                 case News():
                     self._hint = self._mail_at = 0
                 case None:
-                    pass  # a clock was moved; what is due now is seen without being told
+                    self.room.check_open()  # or a clock was moved: what is due now is seen without being told
                 case _:
                     raise AssertionError(f"nobody puts a {type(item).__name__} into a mailbox")
 
@@ -354,14 +364,11 @@ class Drive:
 
     def _opened(self, live: Live, fact: f.Opened) -> None:
         if fact.due_us:
-            self._wake_at(live, (fact.node, fact.turns), fact.due_us)
+            self._timers.add(fact.due_us, live, (fact.node, fact.turns))
 
     def _attempt_failed(self, live: Live, fact: f.AttemptFailed) -> None:
         if fact.due_us >= 0:
-            self._wake_at(live, (fact.node, fact.turns), fact.due_us)
-
-    def _wake_at(self, live: Live, key: Key, due_us: int) -> None:
-        heapq.heappush(self._timers, (due_us, next(self._order), live, key))
+            self._timers.add(fact.due_us, live, (fact.node, fact.turns))
 
     def _cancel_begun(self, live: Live, fact: f.CancelBegun) -> None:
         for job in list(live.flights.values()):
@@ -371,11 +378,11 @@ class Drive:
             if job.body.run_in == "process":
                 self._has_landed(job)  # its process is gone, so nothing will come of it
         if live.flights:
-            self._note_deadline(self.room.clock.now_us() + GRACE_US, live, None)
+            self._timers.add(self.room.clock.now_us() + GRACE_US, live, None)
         self._settle_idle(live)
 
     def _run_resumed(self, live: Live, fact: f.RunResumed) -> None:
-        self._survey(live)
+        self._survey_again(live, self._about_to_start(live))
 
     def _scope_failing(self, live: Live, fact: f.ScopeFailing) -> None:
         self._settle_idle(live)
@@ -394,24 +401,42 @@ class Drive:
         job = self._cell.attempt
         return job.key if isinstance(job, Job) and job.live is live else None
 
-    def _survey(self, live: Live) -> None:
-        """Look at every open step: after joining, and when a run goes on after a pause or a retry."""
-        now = self.room.clock.now_us()
+    def _survey(self, live: Live, begun: Container[Key] = ()) -> None:
+        """Look at every open step that does not run here; those ``begun`` by this drive are yet to start."""
+        now, busy = self.room.clock.now_us(), self._running_here(live)
         for key, step in list(live.state.steps.items()):
-            if step.phase == "began" and key not in live.flights:
+            if key == busy or key in live.flights:
+                continue
+            if step.phase == "began" and key not in begun:
                 self._record(live, Arrived(e.CutOff(key[0], key[1], step.attempt), None, now))
-            elif step.phase == "ready" and step.due_us <= now:
+            elif step.phase == "began" or (step.phase == "ready" and step.due_us <= now):
                 live.upcoming.append(key)
             elif step.phase in ("ready", "parked") and step.due_us:
-                self._wake_at(live, key, step.due_us)
+                self._timers.add(step.due_us, live, key)
         self._settle_idle(live)
+
+    def _survey_again(self, live: Live, begun: Container[Key]) -> None:
+        """Look anew at an instance that goes on otherwise than was thought: after a pause, or another's write."""
+        live.upcoming = []
+        self._keep_ready(lambda other: other is not live)
+        self._survey(live, begun)
+
+    def _about_to_start(self, live: Live) -> set[Key]:
+        """Return the steps that are recorded as begun and wait for their commit, or for their turn."""
+        keys = [*live.upcoming, *(key for other, key in self._ready if other is live)]
+        steps = live.state.steps
+        return {key for key in keys if key in steps and steps[key].phase == "began"}
+
+    def _is_busy(self, live: Live) -> bool:
+        """Whether a body of it runs, or has to: what is recorded as begun does begin."""
+        return bool(live.flights or self._running_here(live) or self._about_to_start(live))
 
     def _release(self, live: Live) -> None:
         """What was decided is safe: its successors may start, and an ended run is done with."""
         if live.upcoming:
             self._free_steps(live)
         state = live.state
-        if state.ended or ((state.held or state.paused) and not live.flights):
+        if state.ended or ((state.held or state.paused) and not self._is_busy(live)):
             self._finish(live)
 
     def _free_steps(self, live: Live) -> None:
@@ -422,17 +447,11 @@ class Drive:
     def _release_unwritten(self, live: Live) -> None:
         """Go on with a run that was read and not changed; if it rests, no commit will give it back."""
         self._release(live)
-        if live.instance_id not in self._lives and self.room.backend is not None:
-            self._give_back([live.instance])
+        if not self._works_on(live):
+            self._give_back([live])
 
     def _finish(self, live: Live) -> None:
-        if self._lives.pop(live.instance_id, None) is None:
-            return
-        for job in live.flights.values():
-            self._flights -= 1
-            job.stopped = "the instance has ended"
-        self.room.leave(live.instance_id)
-        if self.on_finish is not None:
+        if self._let_go(live, "the instance has ended") and self.on_finish is not None:
             self.on_finish(live)
 
     # --- committing ---
@@ -447,66 +466,84 @@ class Drive:
             return
         changes = [live.change(self._rest_of(live)) for live in dirty]
         for live, outcome in zip(dirty, self._write(changes), strict=True):
-            if outcome == "conflict":
-                self._redo(live)
-            else:
+            if outcome != "conflict":
                 live.committed()
+            if outcome == "done":
                 self._release(live)
+            else:
+                self._redo(live)
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
         assert self.room.backend is not None
+        session = self.room.session()
         try:
             with self.room.quiet():
-                return self.room.backend.commit(self.room.session(), changes)
+                return self.room.backend.commit(session, changes)
         except LeaseLost:
-            self._session_lost()
+            self.room.lost(session)
             raise
 
     def _posted(self, backend: Backend) -> Mapping[int, Sequence[Message]]:
+        session = self.room.session()
         try:
-            return backend.mail(self.room.session())
+            return backend.mail(session)
         except LeaseLost:
-            self._session_lost()
+            self.room.lost(session)
             raise
-
-    def _session_lost(self) -> None:
-        self.room.check_open()  # a close() from another thread ends the session too
-        self.room.forget_session()
 
     def _rest_of(self, live: Live) -> Rest | None:
         """Describe an instance that this commit leaves with nothing to do; ``None`` while it goes on."""
-        if live.flights or self._running_here(live):
-            return live.rest(release=True) if live.state.ended else None
-        if live.gated:
+        if live.state.ended:
             return live.rest(release=True)
+        if live.flights or self._running_here(live):
+            return None
+        if live.gated:
+            return None if self._is_busy(live) else live.rest(release=True)
         if live.upcoming or self._ready:
             return None
         live.resting = True
         return live.rest(release=False)
 
     def _redo(self, live: Live) -> None:
-        """Somebody wrote this run's journal before us: take theirs, and decide again. Deciding has no effect, so that is safe."""
+        """Take up anew what others wrote or what got messages as it was given back; deciding again has no effect."""
         assert self.room.backend is not None
-        arrived = [a for a in live.arrived if not a.from_inbox]
-        self._hint = -1  # what was taken from the inbox is still there and is read again
+        arrived = [a for a in live.arrived if not a.from_inbox]  # a message is still in the inbox
         session = self.room.session()
         loaded = self.room.backend.claim(session, live.instance_id)
         live.arrived = []
         if loaded is None or loaded.header.instance != live.instance:
             self._replaced(live)
-            self._give_back([loaded.header.instance] if loaded is not None else [])
-            return
-        if loaded.header.session != session.id and loaded.header.state not in ENDED:
-            raise LeaseLost(f"{loaded.header.held_by} has taken over instance {live.instance_id!r}")
-        live.restore(loaded)
+            if loaded is not None and loaded.header.session == session.id:
+                self.room.backend.release(session, [loaded.header.instance])
+        elif loaded.header.session != session.id and loaded.header.state not in ENDED:
+            self._lose(live, LeaseLost(f"{loaded.header.held_by} has taken over instance {live.instance_id!r}"))
+        else:
+            try:
+                live.restore(loaded)
+            except InstanceDamaged as error:
+                self._lose(live, error)
+            else:
+                self._go_on(live, arrived, loaded.mail)
+
+    def _go_on(self, live: Live, arrived: Iterable[Arrived], mail: Iterable[Message]) -> None:
+        begun = set[Key]()
         for again in arrived:
-            self._record(live, again)
-        self._survey(live)
-        if not live.entries:
+            if self._record(live, again) and isinstance(again.event, e.Begun):
+                begun.add((again.event.node, again.event.turns))
+        self._survey_again(live, begun)
+        for message in () if live.state.ended else mail:
+            self._take_message(live, message)
+        if not live.entries and not live.taken:
             self._release_unwritten(live)
 
+    def _lose(self, live: Live, error: BaseException) -> None:
+        """One instance cannot be worked on any more; the others are not affected."""
+        live.lost, live.entries = error, []
+        self._finish(live)
+        self._give_back([live])
+
     def _replaced(self, live: Live) -> None:
-        """Another run has taken this one's place: what was not stored is forgotten, and its callers hear of a cancel."""
+        """Another run has taken this one's place: what was not stored is forgotten; its callers hear of a cancel."""
         now = self.room.clock.now_us()
         live.state = Frontier()
         for event in (e.Start(), e.CancelAsked("another run has taken its place")):
@@ -519,11 +556,10 @@ class Drive:
         self._write_rests()
         if self._ready:
             return
-        held = [live.instance for live in self._lives.values()]
-        for live in list(self._lives.values()):
+        left = self.lives()
+        for live in left:
             self._finish(live)
-        if self.room.backend is not None and held:
-            self._give_back(held)
+        self._give_back(left)
 
     def _write_rests(self) -> None:
         """Store where idle instances stand, once, so that others see it and a crash costs nothing."""
@@ -540,15 +576,7 @@ class Drive:
         self._write_rests()
         if self._ready or not self._lives:
             return None
-        ends = [
-            due
-            for due in (
-                self._timers[0][0] if self._timers else None,
-                self._deadlines[0][0] if self._deadlines else None,
-            )
-            if due
-        ]
-        until = min(ends, default=None)
+        until = self._timers.next_us()
         if until is not None and until <= self.room.clock.now_us():
             self._fire()
             return None
@@ -556,26 +584,33 @@ class Drive:
         return Wait(until, self._flights > 0, poll_us, self.mailbox.put)
 
     def _timer_due(self) -> bool:
-        return bool(self._timers) and self._timers[0][0] <= self.room.clock.now_us()
+        due_us = self._timers.next_us()
+        return due_us is not None and due_us <= self.room.clock.now_us()
+
+    def _awaits(self, due_us: int, live: Live, what: What) -> bool:
+        """Say whether a moment still counts: most timeouts belong to what has long ended."""
+        if not self._works_on(live):
+            return False
+        if isinstance(what, Job):
+            return live.flights.get(what.key) is what
+        step = live.state.steps.get(what) if what is not None else None
+        return step.due_us == due_us if step is not None else what is None and bool(live.flights)
 
     def _fire(self) -> None:
         now = self.room.clock.now_us()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, live, job = heapq.heappop(self._deadlines)
-            if job is not None:
-                self._time_out(job)
-            else:
+        for live, what in self._timers.take(now):
+            if isinstance(what, Job):
+                self._time_out(what)
+            elif what is None:
                 self._give_up(live)
-        while self._timers and self._timers[0][0] <= now:
-            _, _, live, key = heapq.heappop(self._timers)
-            if live.instance_id in self._lives:
-                self._due(live, key, now)
+            else:
+                self._due(live, what, now)
 
     def _due(self, live: Live, key: Key, now: int) -> None:
-        step = live.state.steps.get(key)
-        if step is not None and step.phase == "ready":
+        phase = live.state.steps[key].phase
+        if phase == "ready":
             self._ready.append((live, key))
-        elif step is not None and step.phase == "parked":
+        elif phase == "parked":
             self._record(live, Arrived(e.Fired(*key), None, now))
 
     def _give_up(self, live: Live) -> None:
@@ -614,8 +649,8 @@ class Drive:
             if (live := by_number.get(number)) is not None:
                 for message in messages:
                     self._take_message(live, message)
-        self._commit()
         self._hint = hint  # not a later one: what was posted since the inbox was read must be seen
+        self._commit()
 
     def _take_message(self, live: Live, message: Message) -> None:
         if message.id in live.taken:
@@ -631,10 +666,17 @@ class Drive:
         self.mailbox.put(Kept(job, job.live.encode(cursor)))
 
     def _keep_at_once(self, job: Job, cursor: object) -> None:
-        self._keep(job, job.live.encode(cursor))
-        self._take_in(self.mailbox.drain())
-        self._read_mail()
-        self._commit()
+        """Store a cursor for the body that runs here. If that cannot be, the drive is over, whatever the body does."""
+        kept = job.live.encode(cursor)
+        try:
+            self._keep(job, kept)
+            self._take_in(self.mailbox.drain())
+            self._read_mail()
+            self._commit()
+        except BaseException as error:
+            self._broken, job.stopped = error, "the run is suspended"
+            if not isinstance(error, Exception):
+                raise
 
     def _keep(self, job: Job, cursor: object) -> None:
         if not self._works_on(job.live):

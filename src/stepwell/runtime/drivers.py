@@ -42,5 +42,6 @@ def check_no_loop(what: str) -> None:
     if asyncio is None or asyncio._get_running_loop() is None:
         return
     raise SyncInAsync(
-        f"{what} was called inside a running event loop, which it would block; use Async{what.partition('.')[0]} and await it"
+        f"{what} was called inside a running event loop, which it would block; "
+        f"use Async{what.partition('.')[0]} and await it"
     )

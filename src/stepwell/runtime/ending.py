@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from stepwell.backend.base import Header
 from stepwell.codec import Codec
 from stepwell.engine.frontier import Failure, Frontier
-from stepwell.errors import (  # fmt: skip
+from stepwell.errors import (
     InstanceHeld,
     InstancePaused,
     LoopLimit,

@@ -1,7 +1,7 @@
 """Where bodies run when not on the caller's own thread: daemon threads, and one private event loop.
 
-Both take batches and deliver outcomes into a mailbox, so that a small task costs microseconds. Neither ever delays the exit
-of the process. A thread that does not come back (its attempt timed out) stays counted, because Python cannot end it.
+Both take batches and deliver outcomes into a mailbox, so that a small task costs microseconds. Neither ever delays the
+exit of the process. A thread that does not come back (its attempt timed out) stays counted, as Python cannot end it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from stepwell.errors import StepCancelled
+
 from .context import CURRENT, Cell
-from .invoke import Job, Outcome, perform, perform_async
+from .invoke import Job, Outcome, failed, perform, perform_async
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,11 +51,11 @@ class Threads:
     """Up to ``limit`` daemon threads that share one queue of orders.
 
     Waking a thread for each small task costs more than the task. So a large batch wakes one thread, and while orders
-    wait, a pacemaker looks in every millisecond and doubles the number of busy threads whenever the queue has not moved.
-    Bodies that block soon all run side by side; bodies that return at once stay on one thread.
+    wait, a pacemaker looks in every millisecond and doubles the number of busy threads whenever the queue has not
+    moved. Bodies that block soon all run side by side; bodies that return at once stay on one thread.
 
-    Who holds :attr:`quiet` keeps threads from taking up the next job. A commit does: its many short calls each let go of
-    the interpreter, and would each wait for a busy thread's whole time slice to get it back.
+    Who holds :attr:`quiet` keeps threads from taking up the next job. A commit does: its many short calls each let go
+    of the interpreter, and would each wait for a busy thread's whole time slice to get it back.
     """
 
     def __init__(self, limit: int) -> None:
@@ -80,8 +82,11 @@ class Threads:
         self._lost += 1
         _LOG.warning(
             "a thread is still running %s of %s after its timeout (%d of %d threads are lost this way)",
-            job.path, job.live.instance_id, self._lost, self._limit,
-        )  # fmt: skip
+            job.path,
+            job.live.instance_id,
+            self._lost,
+            self._limit,
+        )
 
     def close(self) -> None:
         """Let idle threads end."""
@@ -149,6 +154,8 @@ def perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
     """Run a sync body in the context that is entered, with ``cell`` as what its task context shows."""
     CURRENT.set(cell)
     try:
+        if job.stopped:  # while it waited for a thread
+            return failed(job, StepCancelled(f"{job.stopped}: {job.path}", job.path))
         return perform(job, cell)
     except BaseException as error:  # noqa: BLE001  # it is raised again in the caller's thread
         return Fatal(job, error)
@@ -182,25 +189,26 @@ class LoopThread:
 class _Start:
     """One async attempt: started and stopped on the loop's own thread."""
 
-    __slots__ = ("deliver", "job", "loop", "stopped", "task")
+    __slots__ = ("began", "deliver", "job", "loop", "stopped", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, job: Job, deliver: Deliver) -> None:
         self.loop, self.job, self.deliver = loop, job, deliver
         self.task: asyncio.Task[None] | None = None
-        self.stopped = False
+        self.began = self.stopped = False
 
     def begin(self) -> None:
-        if not self.stopped:
+        if self.job.stopped:
+            self.deliver(failed(self.job, StepCancelled(f"{self.job.stopped}: {self.job.path}", self.job.path)))
+        elif not self.stopped:
             self.task = self.loop.create_task(self._run(), context=self.job.context)
 
     async def _run(self) -> None:
         import asyncio
 
+        self.began = True
         try:
             self.deliver(await perform_async(self.job))
         except asyncio.CancelledError as error:
-            from .invoke import failed
-
             if not self.stopped:  # the task cancelled itself: that is its own failure
                 self.deliver(failed(self.job, RuntimeError(f"the task was cancelled from inside: {error!r}")))
             else:
@@ -216,6 +224,8 @@ class _Start:
         self.stopped = True
         if self.task is not None:
             self.task.cancel()
+            if not self.began:  # its coroutine will never run, and so not report either
+                self.deliver(failed(self.job, StepCancelled(f"{self.job.stopped}: {self.job.path}", self.job.path)))
 
 
 def _start_all(starts: Sequence[_Start]) -> None:

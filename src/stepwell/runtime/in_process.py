@@ -78,7 +78,10 @@ class InProcessRunner(_Base):
         return self._run_all(workflow, [session.Start(value, instance_id)])[0]
 
     def run_many(self, workflow: Workflow[In, Out], values: Sequence[In]) -> list[Out]:
-        """Run one instance for each input, all at the same time, and return their outputs in order. Raises as :meth:`run`."""
+        """Run one instance for each input, all at the same time, and return their outputs in order.
+
+        Raises as :meth:`run`.
+        """
         return self._run_all(workflow, [session.Start(value) for value in values])
 
     def _run_all(self, workflow: Any, starts: Sequence[session.Start]) -> list[Any]:

@@ -1,9 +1,9 @@
 """One attempt of a body: bind, decode, call, encode.
 
-A :class:`Prepared` workflow holds, for each node with a body, a :class:`Body` whose ``call`` was composed once from the plan's
-arguments, the codec's decoders and the user's function; an attempt only feeds it the stored values it reads. Everything
-in here may run user code (a task, but also a constructor or a property), so it runs where the task runs and not on
-the scheduler.
+A :class:`Prepared` workflow holds, for each node with a body, a :class:`Body` whose ``call`` was composed once from the
+plan's arguments, the codec's decoders and the user's function; an attempt only feeds it the stored values it reads.
+Everything in here may run user code (a task, but also a constructor or a property), so it runs where the task runs and
+not on the scheduler.
 
 Values are handled in one of two ways: *stored* (bytes, each consumer decodes its own copy) or *passed* (the object
 itself, only for a run that nothing outlives).
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 import msgspec
 
 from stepwell.codec import Codec
-from stepwell.errors import (  # fmt: skip
+from stepwell.errors import (
     CodecError,
     EncodeError,
     MissingDependency,
@@ -73,9 +73,8 @@ class Body:
     """
 
     __slots__ = (
-        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "promised", "refs", "remote", "retry",
-        "run_in", "task", "timeout_us", "top_key",
-        "top_keys",
+        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "promised", "refs",
+        "remote", "retry", "run_in", "task", "timeout_us", "top_key", "top_keys",
     )  # fmt: skip
 
     def __init__(self, node: int, kind: str, name: str, refs: tuple[int, ...], call: Callable[[Raws], Any]) -> None:
@@ -327,7 +326,8 @@ class _Composer:
 
     def _promise(self, returns: object) -> Callable[[str, Any, bytes], object] | None:
         if may_say_again(returns):
-            checks = dict(zip(("again", "done"), map(self._kept_promise, turn_types(returns)), strict=True))
+            again, done = map(self._kept_promise, turn_types(returns))
+            checks = {"again": again, "done": done}
             return lambda tag, value, output: check(value, output) if (check := checks.get(tag)) is not None else None
         check = self._kept_promise(returns)
         return None if check is None else lambda tag, value, output: check(value, output)
@@ -337,7 +337,7 @@ class _Composer:
         if declared is Any or declared is object:
             return None
         decode = self.codec.decoder(declared)
-        if declared in _PLAIN:
+        if isinstance(declared, type) and declared in _PLAIN:
             return lambda value, output: type(value) is declared or decode(output)
         return lambda value, output: decode(output)
 

@@ -42,12 +42,14 @@ class Live:
         errors: exceptions of this process by address, to chain them to what ``run`` raises.
         entries: journal rows that the next commit appends after ``base``; ``arrived`` are the events that led to them.
         taken: inbox messages that those rows took in.
+        lost: why it could not be worked on any more, although others of its call could.
         upcoming: steps that may start once the commit has landed.
     """
 
     __slots__ = (
         "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance", "instance_id",
-        "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored", "taken", "upcoming", "workflow",
+        "lost", "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored",
+        "taken", "upcoming", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +71,7 @@ class Live:
         self.upcoming: list[Key] = []
         self.flights: dict[Key, Job] = {}
         self.resting = False
+        self.lost: BaseException | None = None
 
     # --- events in, facts out ---
 
@@ -102,7 +105,7 @@ class Live:
         return rows
 
     def _prune(self) -> None:
-        """Forget values that nobody can read any more, and wait until as many again have come: a step pays next to nothing."""
+        """Forget values that nobody can read any more, then wait until as many again have come: so it costs little."""
         needed = self._needed()
         self.store = {at: raw for at, raw in self.store.items() if at in needed}
         self.store_limit = 2 * len(self.store) + _STORE_SLACK
@@ -238,4 +241,4 @@ def event_of(message: Message) -> e.Event:
         case "retry":
             return e.RetryAsked(text)
         case other:
-            raise InstanceDamaged("", f"its inbox holds a message of unknown kind {other!r}")
+            return e.HoldAsked("undecodable", f"its inbox held a message of unknown kind {other!r}")

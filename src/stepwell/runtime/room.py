@@ -30,7 +30,7 @@ _NO_THREADS: Final = nullcontext()
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
 THREADS_MAX: Final = 4_096
-PLANS_MAX: Final = 256  # definitions a client meets at a time; more are read again
+PLANS_MAX: Final = 256  # definitions a runner remembers at a time; others are read or composed again
 
 
 class Room:
@@ -74,7 +74,7 @@ class Room:
         self._threads: Threads | None = None
         self._loop_thread: LoopThread | None = None
         self._processes: Processes | None = None
-        self._session: Session | None = None
+        self._pid = os.getpid()
         self._renewer: _Renewer | None = None
 
     # --- workflows ---
@@ -85,11 +85,13 @@ class Room:
         Raises:
             MissingDependency, UsageError: before anything runs.
         """
+        self.check_open()  # before the lock, which a forked child may have inherited locked
         with self._lock:
-            self.check_open()
             known = self._prepared.get(id(runnable))
             if known is None or known[0] is not runnable:
                 prepared = Prepared(_workflow_of(runnable), self.codec, self.deps, self.stored)
+                while len(self._prepared) >= PLANS_MAX:  # a program may build workflows without end
+                    del self._prepared[next(iter(self._prepared))]
                 self._prepared[id(runnable)] = runnable, prepared
             else:
                 prepared = known[1]
@@ -154,25 +156,25 @@ class Room:
 
     def session(self) -> Session:
         """Return this runner's session, opening it at first need."""
-        session, renewer = self._session, self._renewer
-        if session is not None and renewer is not None and not renewer.lost:
-            return session
+        renewer = self._renewer
+        if renewer is not None and not renewer.lost:
+            return renewer.session
         assert self.backend is not None
         with self._lock:
             self.check_open()
-            if self._session is None or (self._renewer is not None and self._renewer.lost):
+            if self._renewer is None or self._renewer.lost:
                 from stepwell.backend.liveness import this_process
 
-                self._session = self.backend.open_session(this_process(), self.lease_us)
-                self._renewer = _Renewer(self.backend, self._session)
-            return self._session
+                self._renewer = _Renewer(self.backend, self.backend.open_session(this_process(), self.lease_us))
+            return self._renewer.session
 
-    def forget_session(self) -> None:
-        """The session was taken over; the next need opens another."""
+    def lost(self, session: Session) -> None:
+        """A session was taken over; the next need opens another. Raises Closed if it was ended by :meth:`close`."""
         with self._lock:
-            if self._renewer is not None:
+            self.check_open()
+            if self._renewer is not None and self._renewer.session == session:  # another drive may have been faster
                 self._renewer.stop()
-            self._session = self._renewer = None
+                self._renewer = None
 
     # --- hands ---
 
@@ -206,19 +208,25 @@ class Room:
     def check_open(self) -> None:
         if self._closed:
             raise Closed("this runner is closed; make a new one")
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "this runner was made before a fork, which its threads did not survive; make it afterwards"
+            )
 
     def close(self) -> None:
         """End the session and the hands. Closing twice does nothing."""
+        if os.getpid() != self._pid:
+            return  # all it has is the parent's
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            if self._renewer is not None:
-                self._renewer.stop()
+            for mailbox, _ in self._working.values():
+                mailbox.put(None)  # whoever waits in another thread sees that it is closed
             try:
-                if self._session is not None and self.backend is not None:
-                    self.backend.end_session(self._session)
-                self._session = None
+                if self._renewer is not None and self.backend is not None:
+                    self._renewer.stop()
+                    self.backend.end_session(self._renewer.session)
             finally:
                 for hand in (self._threads, self._loop_thread, self._processes):
                     if hand is not None:
@@ -227,9 +235,9 @@ class Room:
 
 def _workflow_of(runnable: object) -> AnyWorkflow:
     """Return a workflow as it is, and a task or function as a workflow of one step. Raises UsageError."""
-    from stepwell.flow.workflow import Workflow
+    from stepwell.flow.steps import is_workflow
 
-    if isinstance(runnable, Workflow):
+    if is_workflow(runnable):
         return runnable
     if callable(runnable) and not isinstance(runnable, type):
         from stepwell.flow.builder import Flow
@@ -256,7 +264,7 @@ class _Renewer:
 
     def __init__(self, backend: Backend, session: Session) -> None:
         self.lost = False
-        self._backend, self._session = backend, session
+        self._backend, self.session = backend, session
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="stepwell-lease", daemon=True)
         self._thread.start()
@@ -265,9 +273,9 @@ class _Renewer:
         self._ending.set()
 
     def _renew(self) -> None:
-        while not self._ending.wait(self._session.lease_us / 3e6):
+        while not self._ending.wait(self.session.lease_us / 3e6):
             try:
-                self._backend.renew(self._session)
+                self._backend.renew(self.session)
             except LeaseLost:
                 self.lost = True
                 _LOG.warning("the session's lease was taken over; its writes are refused from now on")

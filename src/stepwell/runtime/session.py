@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from stepwell.backend.base import Change, Created, Creation, Filter, Header, Loaded, Rest
 from stepwell.codec import digest, type_name
 from stepwell.engine import events as e
 from stepwell.engine.frontier import to_image
-from stepwell.errors import (  # fmt: skip
+from stepwell.errors import (
     AlreadyRunning,
     CodecError,
     DecodeError,
@@ -165,7 +167,7 @@ def _entered(drive: Drive, live: Live, start: Start, answer: Created | Header | 
         return Entered(live.prepared, live, None)
     if isinstance(answer, Created):
         return _begin_created(drive, live, answer)
-    drive.drop(live)
+    drive.abandon([live])
     assert isinstance(answer, Header), "only a replacing creation can meet a conflict"
     return _attach(drive, live.prepared, start, answer)
 
@@ -219,7 +221,7 @@ def _replace(drive: Drive, prepared: Prepared, start: Start, header: Header) -> 
         answer = room.backend.create(room.session(), [_creation(live, start, ending)])[0]
         if isinstance(answer, Created):
             return _begin_created(drive, live, answer)
-        drive.drop(live)
+        drive.abandon([live])
 
 
 def _cancelled(room: Room, loaded: Loaded) -> Change:
@@ -248,35 +250,35 @@ def resume(drive: Drive, prepared: Prepared, instance_id: str, *, retry: bool = 
     live = Live(room, prepared, check_instance_id(instance_id), 0, 1, copy_context())
     drive.join(live)
     try:
-        loaded = _claim(room, prepared, instance_id)
+        loaded = _claim(room, live)
         if retry and loaded.header.state in ("failed", "cancelled"):
             _check_graph(prepared, loaded.header)
             reopen(room, loaded)
-            loaded = _claim(room, prepared, instance_id)
+            loaded = _claim(room, live)
         if loaded.header.state in ENDED:
-            drive.drop(live)
+            drive.abandon([live])
             return Entered(prepared, None, loaded)
-        if loaded.header.session != room.session().id:
+        if not live.instance:
             raise AlreadyRunning(
                 instance_id, f"{loaded.header.held_by} works on it; it can be resumed here once that has ended"
             )
-        take_up(drive, live, loaded)
+        live.restore(loaded)
+        drive.begin(live)
     except BaseException:
-        drive.drop(live)
+        drive.abandon([live])
         raise
     return Entered(prepared, live, None)
 
 
-def _claim(room: Room, prepared: Prepared, instance_id: str) -> Loaded:
+def _claim(room: Room, live: Live) -> Loaded:
     assert room.backend is not None
-    loaded = room.backend.claim(room.session(), instance_id)
+    session = room.session()
+    loaded = room.backend.claim(session, live.instance_id)
     if loaded is None:
-        raise InstanceNotFound(instance_id, "no such instance; start() creates one")
-    try:
-        _check_fits(prepared, loaded.header)
-    except InstanceConflict:
-        room.backend.release(room.session(), [loaded.header.instance])
-        raise
+        raise InstanceNotFound(live.instance_id, "no such instance; start() creates one")
+    if loaded.header.session == session.id:
+        live.instance, live.run = loaded.header.instance, loaded.header.run
+    _check_fits(live.prepared, loaded.header)
     return loaded
 
 
@@ -288,18 +290,6 @@ def reopen(room: Room, loaded: Loaded) -> None:
     entries = Live.rows(plan, state, [e.RetryAsked()], now)
     rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, 0)
     room.backend.commit(None, [Change(loaded.header.instance, loaded.header.seq, entries, (), rest)])
-
-
-def take_up(drive: Drive, live: Live, loaded: Loaded) -> None:
-    """Go on with a claimed instance. Raises InstanceDamaged, and gives the claim back, if its rows cannot be read."""
-    live.instance, live.run = loaded.header.instance, loaded.header.run
-    try:
-        live.restore(loaded)
-    except InstanceDamaged:
-        assert drive.room.backend is not None
-        drive.room.backend.release(drive.room.session(), [live.instance])
-        raise
-    drive.begin(live)
 
 
 def _check_fits(prepared: Prepared, header: Header) -> None:
@@ -315,8 +305,9 @@ def _check_graph(prepared: Prepared, header: Header) -> None:
     if header.fingerprint != workflow.fingerprint:
         raise InstanceConflict(
             header.instance_id,
-            f"it was started with another graph of workflow {workflow.name!r} (fingerprint {header.fingerprint[:8]}, now "
-            f"{workflow.fingerprint[:8]}); it is left untouched: run the code it was started with, or start a new instance",
+            f"it was started with another graph of workflow {workflow.name!r} "
+            f"(fingerprint {header.fingerprint[:8]}, now {workflow.fingerprint[:8]}); "
+            "it is left untouched: run the code it was started with, or start a new instance",
         )
 
 
@@ -328,6 +319,8 @@ def recover_all(drive: Drive, runnables: Iterable[object], passed_over: list[Ins
         for header in _unfinished(drive.room, prepared.workflow):
             try:
                 entered.append(resume(drive, prepared, header.instance_id))
+            except InstanceNotFound:
+                continue  # it has ended and was deleted since
             except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:
                 passed_over.append(status_of(header, str(error)))
     return entered
@@ -349,6 +342,8 @@ def _unfinished(room: Room, workflow: AnyWorkflow) -> list[Header]:
 
 def output_of(room: Room, entered: Entered) -> Any:
     """Return the output of a run at rest. Raises what it came to instead."""
+    if entered.live is not None and entered.live.lost is not None:
+        raise entered.live.lost
     ending = ending_of(room, entered)
     ending.raise_if_unfinished()
     raw = ending.value(ending.state.result)
@@ -418,7 +413,12 @@ def _load(room: Room, instance_id: str) -> Loaded:
 
 def stored_plan(room: Room, header: Header) -> Plan:
     """Return the plan that an instance was last advanced with. Raises InstanceDamaged if it is not stored."""
-    plan = room.stored_plan(header.workflow, header.fingerprint)
+    try:
+        plan = room.stored_plan(header.workflow, header.fingerprint)
+    except msgspec.MsgspecError as error:
+        raise InstanceDamaged(
+            header.instance_id, f"the stored plan of workflow {header.workflow!r} cannot be read: {error}"
+        ) from error
     if plan is None:
         raise InstanceDamaged(header.instance_id, f"the plan of workflow {header.workflow!r} is missing from the store")
     return plan

@@ -1,7 +1,7 @@
 """One drive for all runs that await at the same time on one event loop, so that they share turns and commits.
 
-A run joins the drive between two of its turns and awaits its own end. It leaves alone when its caller is cancelled; if the
-drive itself fails (the store is gone, the lease was lost), every run that awaits gets that error.
+A run joins the drive between two of its turns and awaits its own end. It leaves alone when its caller is cancelled; if
+the drive itself fails (the store is gone, the lease was lost), every run that awaits gets that error.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from stepwell.backend.base import Backend, Holder
 from stepwell.backend.liveness import this_process
+from stepwell.errors import UsageError
 from stepwell.testing.sample import LEASE_US
 
 
@@ -34,9 +35,8 @@ class Examiner:
         self.clock = LeaseClock()
 
     def make_backend(self, tmp_path: Path) -> Backend:
-        """Return the backend in ``tmp_path``: a new one, or the same store again. Give it
-        ``lease_clock=self.clock``."""
-        raise NotImplementedError
+        """Return the backend in ``tmp_path``, new or the same store again, made with ``lease_clock=self.clock``."""
+        raise UsageError(f"{type(self).__name__} must define make_backend(self, tmp_path)")
 
     def pass_leases(self, backend: Backend) -> None:
         """Let every lease run out that is not renewed. Override it where the lease clock cannot be given."""
@@ -44,7 +44,9 @@ class Examiner:
 
     def child_source(self, tmp_path: Path) -> str:
         """Return Python statements that bind ``backend`` to the same store in another process."""
-        raise NotImplementedError
+        raise UsageError(
+            f"{type(self).__name__} must define child_source(self, tmp_path): its backend claims multi_process"
+        )
 
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:

@@ -1,4 +1,4 @@
-"""The checksum under which facts and images are stored: a flipped bit must be noticed, not believed.
+"""The checksum under which facts, images and plans are stored: a flipped bit must be noticed, not believed.
 
 SQLite keeps no checksum of its pages, and most damaged MessagePack is still MessagePack. CRC-32 stands behind the bytes
 rather than before them, so that a reader of another language may simply ignore the last four.

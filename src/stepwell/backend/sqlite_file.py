@@ -297,7 +297,7 @@ class Transaction:
         self._database, self._begin = database, begin
 
     def __enter__(self) -> Connection:
-        return self._database.begin(self._begin, sys._getframe(1))
+        return self._database.begin(self._begin, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._database.end(error)

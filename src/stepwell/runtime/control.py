@@ -20,7 +20,7 @@ from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, check_instance_id, check_name
 
 from . import session
-from .drive import News, Posted
+from .arrivals import News, Posted
 from .ending import InstanceStatus
 from .live import Live, event_of, frontier_of
 

@@ -14,28 +14,26 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from stepwell.backend.base import Change, Message, Rest
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
-from stepwell.engine.frontier import Frontier
-from stepwell.errors import BackendError, Closed, InstanceDamaged, LeaseLost, TaskTimeout
+from stepwell.errors import BackendError, Closed, InstanceDamaged, LeaseLost
 from stepwell.flow.plan import Key
 from stepwell.types import ENDED
 
-from .clock import AsyncMailbox, Mailbox, Wait
+from .arrivals import Kept, News, Posted, arrived_of, timed_out
+from .clock import AnyMailbox, Wait
 from .context import CURRENT, Cell
-from .failure import error_record
-from .hands import Fatal, perform_here, start_here
-from .invoke import Body, Job, Outcome, Undecodable, perform, verdict
+from .hands import Fatal, perform_apart
+from .invoke import Body, Job, Outcome, perform
+from .launch import Launcher
 from .live import Arrived, Live, event_of
 from .timers import Timers, What
 
 if TYPE_CHECKING:
     import asyncio
-
-    from stepwell.backend.base import Backend
 
     from .room import Room
 
@@ -49,32 +47,10 @@ _START_PHASES: Final = frozenset({"ready", "began"})
 Turns_: TypeAlias = Generator[Wait, Sequence[object], None]
 
 
-class Posted(NamedTuple):
-    """A message for an instance of this runner that no store is told about."""
-
-    instance_id: str
-    message: Message
-
-
-class News(NamedTuple):
-    """A hint that the inbox of an instance has something."""
-
-    instance_id: str
-
-
-class Kept(NamedTuple):
-    """A cursor that a running body wants to keep."""
-
-    job: Job
-    cursor: object
-
-
 class Drive:
     """Works on instances until they end, or (``stay=False``) until nothing can move now."""
 
-    def __init__(
-        self, room: Room, mailbox: Mailbox | AsyncMailbox, *, stay: bool, loop: asyncio.AbstractEventLoop | None
-    ) -> None:
+    def __init__(self, room: Room, mailbox: AnyMailbox, *, stay: bool, loop: asyncio.AbstractEventLoop | None) -> None:
         self.room, self.mailbox, self.stay = room, mailbox, stay
         self._loop = loop
         self._writes = room.backend is not None
@@ -89,8 +65,7 @@ class Drive:
         self._dirty: dict[str, Live] = {}
         self._restless: dict[str, Live] = {}
         self._flights = 0
-        self._for_threads: list[Job] = []
-        self._for_loop: list[Job] = []
+        self._launcher = Launcher(room, mailbox, loop)
         self._hint = -1
         self._mail_at = 0
         self._orders: Mapping[type, Callable[[Live, Any], None]] = {
@@ -131,7 +106,7 @@ class Drive:
             while self._lives:
                 if self._ready:
                     self._start_some()
-                    self._hand_over()
+                    self._launcher.hand_over()
                 if not self.mailbox.empty():
                     self._take_in(self.mailbox.drain())
                 if self._dirty:
@@ -214,8 +189,10 @@ class Drive:
             if step.phase == "began":
                 if key in live.upcoming:
                     continue  # that it began is not stored yet
-            elif state.ended or state.held or state.paused or state.cancelling or self._is_early(step.due_us):
+            elif state.ended or state.held or state.paused or state.cancelling:
                 continue
+            elif step.due_us and step.due_us > self.room.clock.now_us():
+                continue  # it has been tried meanwhile
             body = live.bodies[key[0]] or live.prepared.body(key[0])
             if body.at_most_once and step.phase == "ready":
                 live.upcoming.append(key)
@@ -224,58 +201,32 @@ class Drive:
                 self._start(live, key, body, step.attempt)
             started += 1
             if not nothing_came() or (
-                (self._dirty or len(self._timers))
+                (self._dirty or self._timers.heap)
                 and (started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS)
             ):
                 return
 
-    def _is_early(self, due_us: int) -> bool:
-        return due_us > 0 and due_us > self.room.clock.now_us()
-
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
         job = Job(live, body, key[0], key[1], attempt, live.gather(body, key[1]))
-        if (cursor := live.state.cursors.get(key)) is not None:
-            live.fetch([cursor])  # here, as a store that fails is no failure of the body
+        if live.state.cursors:
+            live.fetch([live.state.cursors.get(key, 0)])  # here, as a store that fails is no failure of the body
         if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
             job.keep = self._at_once
-            outcome = perform(job, self._cell) if self._loop is None else self._perform_apart(job)
+            outcome = perform(job, self._cell) if self._loop is None else perform_apart(job, self._cell)
             if self._broken is not None:
                 raise self._broken
             self._absorb(outcome)
         else:
-            self._launch(live, key, body, job)
+            self._launch(live, body, job)
 
-    def _perform_apart(self, job: Job) -> Outcome:
-        """Run an inline body in its own caller's context: on a loop, one drive serves many callers."""
-        outcome: Outcome | Fatal = job.live.context.copy().run(perform_here, self._cell, job)
-        if isinstance(outcome, Fatal):
-            raise outcome.error
-        return outcome
-
-    def _launch(self, live: Live, key: Key, body: Body, job: Job) -> None:
+    def _launch(self, live: Live, body: Body, job: Job) -> None:
         job.keep = self._keep_later
         if body.timeout_us:
             job.deadline_us = self.room.clock.now_us() + body.timeout_us
             self._timers.add(job.deadline_us, live, job)
         self._flights += 1
-        live.flights[key] = job
-        job.context = live.context.copy()
-        if body.run_in == "process":
-            job.stop = self.room.in_process(job, self.mailbox.put)
-        else:
-            (self._for_loop if body.is_async else self._for_threads).append(job)
-
-    def _hand_over(self) -> None:
-        """Give away what was launched, as one batch each."""
-        if jobs := self._for_threads:
-            self._for_threads = []
-            self.room.threads().submit(jobs, self.mailbox.put)
-        if jobs := self._for_loop:
-            self._for_loop = []
-            if self._loop is not None:
-                start_here(self._loop, jobs, self.mailbox.put)
-            else:
-                self.room.loop_thread().submit(jobs, self.mailbox.put)
+        live.flights[job.key] = job
+        self._launcher.launch(job)
 
     # --- taking in ---
 
@@ -314,27 +265,11 @@ class Drive:
         return True
 
     def _absorb(self, outcome: Outcome) -> None:
-        job, now = outcome.job, self.room.clock.now_us()
-        if outcome.error is None:
-            event: e.Event = e.Succeeded(job.node, job.turns, job.number, outcome.tag)
-            self._record(job.live, Arrived(event, outcome.output, now, job.took_us))
-        elif isinstance(outcome.error, Undecodable):
-            self._record(
-                job.live, Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now)
-            )
-        else:
-            self._record_error(job, outcome, now)
-
-    def _record_error(self, job: Job, outcome: Outcome, now: int) -> None:
-        assert outcome.error is not None
-        live = job.live
-        retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
-        event = e.Errored(job.node, job.turns, job.number, retryable, after_us, self.room.draw())
-        record = live.prepared.codec.encode(outcome.record) if self.room.stored else outcome.record
-        address = live.state.seq + 1
-        recorded = self._record(live, Arrived(event, record, now, job.took_us))
-        if recorded and live.state.failure is not None and live.state.failure.address == address:
-            live.errors[address] = outcome.error
+        live: Live = outcome.job.live
+        before = live.state.seq
+        self._record(live, arrived_of(outcome, self.room.clock.now_us()))
+        if outcome.error is not None and (failure := live.state.failure) and failure.address > before:
+            live.errors[failure.address] = outcome.error
 
     def _deliver(self, live: Live, message: Message) -> bool:
         """Turn a message into an event. Returns whether it changed anything."""
@@ -475,21 +410,8 @@ class Drive:
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
         assert self.room.backend is not None
-        session = self.room.session()
-        try:
-            with self.room.quiet():
-                return self.room.backend.commit(session, changes)
-        except LeaseLost:
-            self.room.lost(session)
-            raise
-
-    def _posted(self, backend: Backend) -> Mapping[int, Sequence[Message]]:
-        session = self.room.session()
-        try:
-            return backend.mail(session)
-        except LeaseLost:
-            self.room.lost(session)
-            raise
+        with self.room.quiet():
+            return self.room.fenced(self.room.backend.commit, changes)
 
     def _rest_of(self, live: Live) -> Rest | None:
         """Describe an instance that this commit leaves with nothing to do; ``None`` while it goes on."""
@@ -544,11 +466,7 @@ class Drive:
 
     def _replaced(self, live: Live) -> None:
         """Another run has taken this one's place: what was not stored is forgotten; its callers hear of a cancel."""
-        now = self.room.clock.now_us()
-        live.state = Frontier()
-        for event in (e.Start(), e.CancelAsked("another run has taken its place")):
-            live.advance(Arrived(event, None, now))
-        live.advance(Arrived(e.Settled(tuple(live.state.steps)), None, now))
+        live.replaced()
         self._finish(live)
 
     def _rest_all(self) -> None:
@@ -584,8 +502,8 @@ class Drive:
         return Wait(until, self._flights > 0, poll_us, self.mailbox.put)
 
     def _timer_due(self) -> bool:
-        due_us = self._timers.next_us()
-        return due_us is not None and due_us <= self.room.clock.now_us()
+        heap = self._timers.heap
+        return bool(heap) and heap[0][0] <= self.room.clock.now_us()
 
     def _awaits(self, due_us: int, live: Live, what: What) -> bool:
         """Say whether a moment still counts: most timeouts belong to what has long ended."""
@@ -628,10 +546,7 @@ class Drive:
             job.stop()
         else:
             self.room.threads().abandon(job)
-        seconds = job.body.timeout_us / 1e6
-        error = TaskTimeout(f"{job.body.name!r} ran longer than its timeout of {seconds:g} s at {job.path}", job.path)
-        job.took_us = job.body.timeout_us
-        self._absorb(Outcome(job, None, "", error, error_record(error, self.room.limits.error_bytes)))
+        self._absorb(timed_out(job))
 
     # --- messages ---
 
@@ -645,7 +560,7 @@ class Drive:
         if hint == self._hint:
             return
         by_number = {live.instance: live for live in self._lives.values()}
-        for number, messages in self._posted(backend).items():
+        for number, messages in self.room.fenced(backend.mail).items():
             if (live := by_number.get(number)) is not None:
                 for message in messages:
                     self._take_message(live, message)

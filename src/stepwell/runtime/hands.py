@@ -161,6 +161,14 @@ def perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
         return Fatal(job, error)
 
 
+def perform_apart(job: Job, cell: Cell) -> Outcome:
+    """Run an inline body in its own caller's context: on a loop, one drive serves many callers."""
+    outcome: Outcome | Fatal = job.live.context.copy().run(perform_here, cell, job)
+    if isinstance(outcome, Fatal):
+        raise outcome.error
+    return outcome
+
+
 class LoopThread:
     """One event loop on one daemon thread, for async tasks under a sync runner."""
 

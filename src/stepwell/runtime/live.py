@@ -196,6 +196,14 @@ class Live:
         state, now = self.state, self.room.clock.now_us()
         return Rest(state.status(now), to_image(state), state.next_due_us(), release or self.ended, state.result)
 
+    def replaced(self) -> None:
+        """Forget what was not stored: the run that took this one's place has cancelled it."""
+        self.state, now = Frontier(), self.room.clock.now_us()
+        for event in (e.Start(), e.CancelAsked("another run has taken its place")):
+            self.advance(Arrived(event, None, now))
+        self.advance(Arrived(e.Settled(tuple(self.state.steps)), None, now))
+        self.entries = []
+
     def restore(self, loaded: Loaded) -> None:
         """Take on a stored state. Raises InstanceDamaged if its rows cannot be read."""
         self.state = frontier_of(self.plan, loaded)

@@ -9,7 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from stepwell.codec import Codec, JsonCodec
 from stepwell.errors import AlreadyRunning, Closed, LeaseLost, OptionError, UsageError
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
 
     from .processes import Processes
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _NO_THREADS: Final = nullcontext()
 _LOG: Final = logging.getLogger("stepwell.runtime")
@@ -168,8 +171,17 @@ class Room:
                 self._renewer = _Renewer(self.backend, self.backend.open_session(this_process(), self.lease_us))
             return self._renewer.session
 
+    def fenced(self, method: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store with the session. If that is lost, the next need opens another."""
+        session = self.session()
+        try:
+            return method(session, *args, **kwargs)
+        except LeaseLost:
+            self.lost(session)
+            raise
+
     def lost(self, session: Session) -> None:
-        """A session was taken over; the next need opens another. Raises Closed if it was ended by :meth:`close`."""
+        """Forget a session that was taken over. Raises Closed if :meth:`close` has ended it."""
         with self._lock:
             self.check_open()
             if self._renewer is not None and self._renewer.session == session:  # another drive may have been faster
@@ -180,6 +192,7 @@ class Room:
 
     def threads(self) -> Threads:
         with self._lock:
+            self.check_open()
             if self._threads is None:
                 self._threads = Threads(self._threads_limit)
             return self._threads
@@ -190,6 +203,7 @@ class Room:
 
     def loop_thread(self) -> LoopThread:
         with self._lock:
+            self.check_open()
             if self._loop_thread is None:
                 self._loop_thread = LoopThread()
             return self._loop_thread
@@ -197,6 +211,7 @@ class Room:
     def in_process(self, job: Job, deliver: Deliver) -> Callable[[], None] | None:
         """Run a job in a worker process, and return how to stop it."""
         with self._lock:
+            self.check_open()
             if self._processes is None:
                 from .processes import Processes
 
@@ -223,14 +238,14 @@ class Room:
             self._closed = True
             for mailbox, _ in self._working.values():
                 mailbox.put(None)  # whoever waits in another thread sees that it is closed
-            try:
-                if self._renewer is not None and self.backend is not None:
-                    self._renewer.stop()
-                    self.backend.end_session(self._renewer.session)
-            finally:
-                for hand in (self._threads, self._loop_thread, self._processes):
-                    if hand is not None:
-                        hand.close()
+        try:  # without the lock: a body that is waited for may need it
+            if self._renewer is not None and self.backend is not None:
+                self._renewer.stop()
+                self.backend.end_session(self._renewer.session)
+        finally:
+            for hand in (self._threads, self._loop_thread, self._processes):
+                if hand is not None:
+                    hand.close()
 
 
 def _workflow_of(runnable: object) -> AnyWorkflow:

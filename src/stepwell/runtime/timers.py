@@ -28,15 +28,12 @@ class Timers:
 
     def __init__(self, awaited: Callable[[int, Live, What], bool]) -> None:
         self._awaited = awaited
-        self._heap: list[tuple[int, int, Live, What]] = []
+        self.heap: list[tuple[int, int, Live, What]] = []
         self._order = count()
         self._limit = _SLACK
 
-    def __len__(self) -> int:
-        return len(self._heap)
-
     def add(self, due_us: int, live: Live, what: What) -> None:
-        heap = self._heap
+        heap = self.heap
         if len(heap) >= self._limit:
             heap[:] = [entry for entry in heap if self._awaited(entry[0], entry[2], entry[3])]
             heapq.heapify(heap)
@@ -45,11 +42,11 @@ class Timers:
 
     def next_us(self) -> int | None:
         """Return the next moment, ``None`` if there is none."""
-        return self._heap[0][0] if self._heap else None
+        return self.heap[0][0] if self.heap else None
 
     def take(self, now_us: int) -> Iterator[tuple[Live, What]]:
         """Take out, one after the other, what is due and still awaited."""
-        while self._heap and self._heap[0][0] <= now_us:
-            due_us, _, live, what = heapq.heappop(self._heap)
+        while self.heap and self.heap[0][0] <= now_us:
+            due_us, _, live, what = heapq.heappop(self.heap)
             if self._awaited(due_us, live, what):
                 yield live, what

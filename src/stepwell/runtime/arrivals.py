@@ -1,0 +1,54 @@
+"""What reaches a drive, apart from outcomes, and how an outcome becomes an event."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stepwell.backend.base import Message
+from stepwell.engine import events as e
+from stepwell.errors import TaskTimeout
+
+from .invoke import Job, Outcome, Undecodable, failed, verdict
+from .live import Arrived
+
+
+class Posted(NamedTuple):
+    """A message for an instance of this runner that no store is told about."""
+
+    instance_id: str
+    message: Message
+
+
+class News(NamedTuple):
+    """A hint that the inbox of an instance has something."""
+
+    instance_id: str
+
+
+class Kept(NamedTuple):
+    """A cursor that a running body wants to keep."""
+
+    job: Job
+    cursor: object
+
+
+def arrived_of(outcome: Outcome, now: int) -> Arrived:
+    """Return the event that the end of an attempt is, with what it brings."""
+    job = outcome.job
+    if outcome.error is None:
+        return Arrived(e.Succeeded(job.node, job.turns, job.number, outcome.tag), outcome.output, now, job.took_us)
+    if isinstance(outcome.error, Undecodable):
+        return Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now)
+    room = job.facts.room
+    retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
+    event = e.Errored(job.node, job.turns, job.number, retryable, after_us, room.draw())
+    record = job.facts.prepared.codec.encode(outcome.record) if room.stored else outcome.record
+    return Arrived(event, record, now, job.took_us)
+
+
+def timed_out(job: Job) -> Outcome:
+    """Return the outcome of an attempt that ran longer than its timeout."""
+    seconds = job.body.timeout_us / 1e6
+    error = TaskTimeout(f"{job.body.name!r} ran longer than its timeout of {seconds:g} s at {job.path}", job.path)
+    job.took_us = job.body.timeout_us
+    return failed(job, error)

@@ -36,6 +36,7 @@ from stepwell.types import Again, Done
 
 from .context import CURRENT, Cell
 from .failure import error_record
+from .promise import promise
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
@@ -314,7 +315,7 @@ class _Composer:
         body = Body(node, "task", row.name, reads, compose(task.fn, getters, named, injected))
         body.task, body.is_async, body.retry = task, task.is_async, task.options.retry
         body.timeout_us, body.run_in = task.options.timeout_us, task.options.run_in
-        body.promised = self._promise(task.returns) if self.stored else None
+        body.promised = promise(self.codec, task.returns) if self.stored else None
         body.at_most_once = task.options.delivery == "at_most_once"
         if body.run_in == "process":
             from .processes import remote_of
@@ -323,23 +324,6 @@ class _Composer:
         body.inline = body.run_in == "inline" and not task.is_async
         body.plain = body.run_in == "thread" and not task.is_async and not body.timeout_us
         return body
-
-    def _promise(self, returns: object) -> Callable[[str, Any, bytes], object] | None:
-        if may_say_again(returns):
-            again, done = map(self._kept_promise, turn_types(returns))
-            checks = {"again": again, "done": done}
-            return lambda tag, value, output: check(value, output) if (check := checks.get(tag)) is not None else None
-        check = self._kept_promise(returns)
-        return None if check is None else lambda tag, value, output: check(value, output)
-
-    def _kept_promise(self, declared: object) -> Callable[[Any, bytes], object] | None:
-        """Return a check of a value against its declared type; what is of exactly that plain class passes unread."""
-        if declared is Any or declared is object:
-            return None
-        decode = self.codec.decoder(declared)
-        if isinstance(declared, type) and declared in _PLAIN:
-            return lambda value, output: type(value) is declared or decode(output)
-        return lambda value, output: decode(output)
 
     # --- arguments ---
 
@@ -392,9 +376,6 @@ class _Composer:
                 raise Undecodable(f"the stored value of {name!r} cannot be read: {error}") from error
 
         return read
-
-
-_PLAIN: Final = frozenset({int, str, float, bool, bytes, dict, list, tuple, set, frozenset, type(None)})
 
 
 def _as_it_is(raw: Any) -> Any:

@@ -86,7 +86,7 @@ def test_the_first_block_is_a_program(
     """It prints its result; run again, it charges nobody and prints the recorded one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stepwell, "CheckpointingRunner", partial(CheckpointingRunner, clock=VirtualClock()))
-    result = "receipt for pens, 4 items reserved\n"
+    result = "pens shipped, receipt for pens\n"
     execute(FIRST, {"__name__": "shop"})
     assert capsys.readouterr().out == f"charging for pens\n{result}"
     execute(FIRST, {"__name__": "shop"})

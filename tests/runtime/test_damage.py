@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,37 @@ def survives(inner: Any, fault: Fault) -> bool:
     assert not inner.stuck(0)
     assert all(world.calls.count(name) <= 2 + (name == "right") for name in ("first", "left", "right", "last")), fault
     return bool(struck)
+
+
+def test_a_value_that_is_gone_is_damage_and_not_none(tmp_path: Path) -> None:
+    """A lost row never reads as None; the other instances of the call go on."""
+    path = tmp_path / "runs.db"
+    with SqliteBackend(path) as backend, CheckpointingRunner(backend) as runner:
+        for name in ("hurt", "well"):
+            assert runner.start(awaits_then_adds, 3, instance_id=name).state == "waiting"
+        with closing(backend.connect()) as connection:
+            connection.execute(
+                "UPDATE journal SET output = NULL WHERE seq = 2"
+                " AND instance = (SELECT id FROM instance WHERE instance_id = 'hurt')"
+            )
+        for name in ("hurt", "well"):
+            runner.client.signal(name, "go", 4)
+        with pytest.raises(InstanceDamaged, match="'hurt'.*entry 2 is gone"):
+            runner.resume(awaits_then_adds, "hurt")
+        assert runner.resume(awaits_then_adds, "well") == 3 + 1 + 4
+
+
+@task
+def one_more(x: int) -> int:
+    return x + 1
+
+
+@task
+def both(x: int, y: int) -> int:
+    return x + y
+
+
+@workflow
+def awaits_then_adds(x: int) -> int:
+    more = one_more(x)
+    return both(more, signal("go", int))

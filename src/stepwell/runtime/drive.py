@@ -198,7 +198,10 @@ class Drive:
                 live.upcoming.append(key)
                 self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
             else:
-                self._start(live, key, body, step.attempt)
+                try:
+                    self._start(live, key, body, step.attempt)
+                except InstanceDamaged as error:
+                    self._lose(live, error)
             started += 1
             if not nothing_came() or (
                 (self._dirty or self._timers.heap)
@@ -207,9 +210,7 @@ class Drive:
                 return
 
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
-        job = Job(live, body, key[0], key[1], attempt, live.gather(body, key[1]))
-        if live.state.cursors:
-            live.fetch([live.state.cursors.get(key, 0)])  # here, as a store that fails is no failure of the body
+        job = Job(live, body, key[0], key[1], attempt, live.gather(body, key))
         if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
             job.keep = self._at_once
             outcome = perform(job, self._cell) if self._loop is None else perform_apart(job, self._cell)

@@ -14,7 +14,7 @@ from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Frontier, fold, from_image, to_image
 from stepwell.errors import InstanceDamaged
-from stepwell.flow.plan import Key, Plan, Turns
+from stepwell.flow.plan import Key, Plan
 
 from .invoke import Body, Job, Prepared, Raws, Tagged
 
@@ -123,8 +123,11 @@ class Live:
         """Return a body's result as it is kept: envelope bytes, or the object itself when nothing is stored."""
         return self.prepared.codec.encode(value) if self.stored else value
 
-    def gather(self, body: Body, turns: Turns) -> Raws:
-        """Return the stored values that a body reads."""
+    def gather(self, body: Body, key: Key) -> Raws:
+        """Return the stored values that a body reads. Raises InstanceDamaged if one is gone."""
+        turns = key[1]
+        if self.state.cursors:  # read here, as a store that fails is no failure of the body that asks for it
+            self.fetch([self.state.cursors.get(key, 0)])
         state, store = self.state, self.store
         if body.top_keys is not None and not state.tags:
             values = state.values
@@ -143,12 +146,14 @@ class Live:
         return [store[at] for at in addresses]
 
     def fetch(self, addresses: Iterable[int]) -> None:
-        """Read values from the backend that this process has not seen yet."""
+        """Read values from the backend that this process has not seen yet. Raises InstanceDamaged if one is gone."""
         missing = [at for at in addresses if at not in self.store]
-        if missing and self.room.backend is not None:
+        if self.room.backend is None:
+            self.store.update(dict.fromkeys(missing))  # what is passed on as None is not kept
+        elif missing:
             self.store.update(self.room.backend.values(self.instance, missing))
-        for at in missing:
-            self.store.setdefault(at, None)
+            if gone := [at for at in missing if at not in self.store]:
+                raise InstanceDamaged(self.instance_id, f"the value of its journal entry {gone[0]} is gone")
 
     def value(self, address: int) -> Any:
         """Return one value as it is kept."""

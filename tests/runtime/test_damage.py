@@ -241,7 +241,7 @@ def test_a_value_that_is_gone_is_damage_and_not_none(tmp_path: Path) -> None:
             )
         for name in ("hurt", "well"):
             runner.client.signal(name, "go", 4)
-        with pytest.raises(InstanceDamaged, match="'hurt'.*entry 2 is gone"):
+        with pytest.raises(InstanceDamaged, match=r"'hurt'.*entry 2 is gone"):
             runner.resume(awaits_then_adds, "hurt")
         assert runner.resume(awaits_then_adds, "well") == 3 + 1 + 4
 

@@ -411,7 +411,7 @@ class Drive:
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
         assert self.room.backend is not None
-        with self.room.quiet():
+        with self.room.quiet:
             return self.room.fenced(self.room.backend.commit, changes)
 
     def _rest_of(self, live: Live) -> Rest | None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -54,16 +54,15 @@ class Threads:
     wait, a pacemaker looks in every millisecond and doubles the number of busy threads whenever the queue has not
     moved. Bodies that block soon all run side by side; bodies that return at once stay on one thread.
 
-    Who holds :attr:`quiet` keeps threads from taking up the next job. A commit does: its many short calls each let go
+    Who holds ``quiet`` keeps threads from taking up the next job. A commit does: its many short calls each let go
     of the interpreter, and would each wait for a busy thread's whole time slice to get it back.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, quiet: AbstractContextManager[object]) -> None:
+        self._limit, self._quiet = limit, quiet
         self._jobs: deque[tuple[Job, Deliver]] = deque()
         self._rousings: SimpleQueue[bool] = SimpleQueue()
         self._lock = threading.Lock()
-        self.quiet = threading.Lock()
         self._waiting = threading.Event()
         self._count = self._idle = self._taken = self._lost = 0
         self._pacing = self._closed = False
@@ -112,7 +111,7 @@ class Threads:
         while self._rousings.get():
             while (order := self._next()) is not None:
                 job, deliver = order
-                with self.quiet:
+                with self._quiet:
                     pass
                 deliver(job.context.run(perform_here, cell, job))
                 del order, job  # an idle thread must not keep the last run's values alive

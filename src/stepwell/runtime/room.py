@@ -8,7 +8,6 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from stepwell.codec import Codec, JsonCodec
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NO_THREADS: Final = nullcontext()
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
 THREADS_MAX: Final = 4_096
@@ -69,6 +67,7 @@ class Room:
         self._random = random.Random()  # noqa: S311  # spreads retries and names runs; guards nothing
         self.draw: Callable[[], float] = self._random.random
         self._threads_limit = threads
+        self.quiet = threading.RLock()  # see Threads; a signal handler that commits meets the store, not itself
         self._lock = threading.RLock()
         self._prepared: dict[int, tuple[object, Prepared]] = {}
         self._plans: dict[tuple[str, str], Plan] = {}
@@ -194,12 +193,8 @@ class Room:
         with self._lock:
             self.check_open()
             if self._threads is None:
-                self._threads = Threads(self._threads_limit)
+                self._threads = Threads(self._threads_limit, self.quiet)
             return self._threads
-
-    def quiet(self) -> AbstractContextManager[object]:
-        """Return what keeps threads from taking up the next body while it is entered."""
-        return self._threads.quiet if self._threads is not None else _NO_THREADS
 
     def loop_thread(self) -> LoopThread:
         with self._lock:

@@ -20,10 +20,6 @@ SOURCE = Path(stepwell.__file__).parent
 FILE_LINES_MAX = 600
 BODY_LINES_MAX = 45
 
-#: files that may be longer, up to a length of their own, and why
-LONGER = {
-    "runtime/drive.py": 720,  # one turn of a drive, from start to release, is read as one piece
-}
 #: tests that may name a sleep of some length, and why
 SLEEPS = {
     "flow/test_trace.py",  # the workflow that awaits it is refused before anything sleeps
@@ -64,9 +60,8 @@ def called(node: ast.AST) -> str:
 
 @source
 def test_a_file_fits_a_head(path: Path) -> None:
-    """At most 600 lines, unless a reason is on record."""
-    most = LONGER.get(path.relative_to(SOURCE).as_posix(), FILE_LINES_MAX)
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+    """At most 600 lines."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES_MAX
 
 
 @source

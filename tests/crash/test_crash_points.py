@@ -41,6 +41,7 @@ class Processes:
         self.folder, self.stories = folder, 0
         self.points: Counter[str] = Counter()
         self.reruns = self.instances = 0
+        self.lost = self.duplicated = self.stuck = 0
         self.server = subprocess.Popen(  # our own script
             [sys.executable, server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -66,6 +67,14 @@ class Processes:
         assert status == 0, (story, status)
         assert "error" not in found, found["error"]
         return found
+
+    def look(self, story: Path, process: int) -> dict[str, Any]:
+        """Return what is stored in the end, and count what must not be."""
+        stored = self.ends_well(story, "look", process)
+        self.stuck += stored["stuck"] + (stored["state"] != "completed")
+        self.duplicated += len(stored["twice"])
+        self.instances += 1
+        return stored
 
     def new_story(self) -> Path:
         self.stories += 1
@@ -112,28 +121,30 @@ def check(
     output, steps = undisturbed
     seen = processes.ends_well(story, "recover", 9)
     assert seen["output"] == output, what
-    stored = processes.ends_well(story, "look", 10)
+    stored = processes.look(story, 10)
     assert stored == {"state": "completed", "held_by": "", "mail": 0, "stuck": 0, "twice": []}, (what, stored)
     starts = [line for line in ledger(story) if line.phase == "start"]
     ends = {(line.path, line.attempt) for line in ledger(story) if line.phase == "end"}
+    processes.lost += len(steps - ends)
+    processes.duplicated += ran_too_late(starts)
     assert ends == steps, f"{what}: lost {steps - ends}, invented {ends - steps}"
     runs = Counter((line.path, line.attempt) for line in starts)
     assert max(runs.values()) <= 1 + crashes, (what, runs)
     again = sum(runs.values()) - len(runs)
     assert again <= WIDTH * crashes, (what, runs)
-    check_order(starts, what)
+    assert not ran_too_late(starts), f"{what}: a step ran again after a later step had started"
     assert len({line.key for line in starts}) == len({line.path for line in starts}), f"{what}: a key changed"
     processes.reruns += again
-    processes.instances += 1
 
 
-def check_order(starts: list[Line], what: str) -> None:
-    """A step never starts once a step that follows it has started: what was followed was recorded."""
-    latest = 0
+def ran_too_late(starts: list[Line]) -> int:
+    """Count the starts of steps that a later step had followed already: what was followed was recorded."""
+    latest = late = 0
     for line in starts:
         first, last = scenario.WHEN[line.path]
-        assert last >= latest, f"{what}: {line.path} ran again after a later step had started"
+        late += last < latest
         latest = max(latest, first)
+    return late
 
 
 METHODS = ("open_session", "register", "create", "post", "commit", "end_session")
@@ -214,12 +225,11 @@ def test_killed_while_sending_requests(point: str, processes: Processes) -> None
         story = processes.new_story()
         died = processes.dies(story, "client", 1, f"{point}:{nth}")
         assert processes.ends_well(story, "client", 2) == {"output": 7}
-        stored = processes.ends_well(story, "look", 3)
+        stored = processes.look(story, 3)
         assert stored == {"state": "completed", "held_by": "", "mail": 0, "stuck": 0, "twice": []}
         starts = Counter(line.path for line in ledger(story) if line.phase == "start")
         assert set(starts) == {"shape", "merge"}
         assert sum(starts.values()) <= 2 + died
-        processes.instances += 1
         processes.reruns += sum(starts.values()) - 2
         if not died:
             break
@@ -232,9 +242,8 @@ def test_killed_while_renewing_the_lease(when: str, processes: Processes) -> Non
     story = processes.new_story()
     assert processes.dies(story, "lease", 1, f"{when}:renew:1")
     assert processes.ends_well(story, "lease", 2) == {"output": 1}
-    assert processes.ends_well(story, "look", 3)["state"] == "completed"
+    assert processes.look(story, 3)["state"] == "completed"
     processes.points[f"{when} renew"] += 1
-    processes.instances += 1
 
 
 def test_the_account(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,10 +252,12 @@ def test_the_account(processes: Processes, capsys: pytest.CaptureFixture[str]) -
     with capsys.disabled():
         print(  # noqa: T201 - the account is shown in every run
             f"\ncrash points: {points.total()} points of {len(points)} kinds, {processes.instances} instances, "
-            f"{processes.reruns} re-runs of steps in flight, lost 0, duplicated 0, stuck 0"
+            f"{processes.reruns} re-runs of steps in flight, lost {processes.lost}, "
+            f"duplicated {processes.duplicated}, stuck {processes.stuck}"
         )
         for name, count in sorted(points.items()):
             print(f"  {name}: {count}")  # noqa: T201 - the account is shown in every run
+    assert (processes.lost, processes.duplicated, processes.stuck) == (0, 0, 0)
     if len(points) > 1:
         assert points.total() >= 300
         assert processes.reruns > 0

@@ -44,10 +44,12 @@ from .errors import (
     SignalTimeout,
     StepCancelled,
     StepError,
+    StepNotFinished,
     StepwellError,
     StorageFull,
     SyncInAsync,
     TaskTimeout,
+    TransactionTimeout,
     UnknownFormat,
     Unsupported,
     UsageError,
@@ -60,7 +62,7 @@ from .flow.trace import branch, delay, loop, parallel, route, signal, workflow
 from .flow.workflow import Workflow
 from .retry import Retry
 from .runtime.context import TaskContext, task_context
-from .types import Again, ConflictPolicy, Done, Limits
+from .types import Again, Complete, ConflictPolicy, Decision, Done, Fail, Limits, Rerun
 
 if TYPE_CHECKING:
     __version__: str
@@ -70,12 +72,15 @@ if TYPE_CHECKING:
     from .codec import Codec, JsonCodec, MsgpackCodec, Record
     from .flow.builder import Chain, Flow
     from .runtime.checkpointing import AsyncCheckpointingRunner, CheckpointingRunner
+    from .runtime.client import WorkflowClient
+    from .runtime.client_async import AsyncWorkflowClient
     from .runtime.ending import InstanceStatus
     from .runtime.in_process import AsyncInProcessRunner, InProcessRunner
 
 _LATER = {
     "AsyncCheckpointingRunner": "runtime.checkpointing",
     "AsyncInProcessRunner": "runtime.in_process",
+    "AsyncWorkflowClient": "runtime.client_async",
     "Backend": "backend.base",
     "Chain": "flow.builder",
     "CheckpointingRunner": "runtime.checkpointing",
@@ -88,6 +93,7 @@ _LATER = {
     "MsgpackCodec": "codec",
     "Record": "codec",
     "SqliteBackend": "backend.sqlite",
+    "WorkflowClient": "runtime.client",
 }
 
 __all__ = [
@@ -95,6 +101,7 @@ __all__ = [
     "AlreadyRunning",
     "AsyncCheckpointingRunner",
     "AsyncInProcessRunner",
+    "AsyncWorkflowClient",
     "Backend",
     "BackendError",
     "BackendReadOnly",
@@ -104,12 +111,15 @@ __all__ = [
     "Closed",
     "Codec",
     "CodecError",
+    "Complete",
     "ConflictPolicy",
     "CorruptValue",
     "DatabaseCorrupt",
+    "Decision",
     "DecodeError",
     "Done",
     "EncodeError",
+    "Fail",
     "Flow",
     "GraphError",
     "InMemoryBackend",
@@ -138,6 +148,7 @@ __all__ = [
     "Permanent",
     "Record",
     "RecordedError",
+    "Rerun",
     "Retry",
     "RetryAfter",
     "SchemaTooNew",
@@ -145,18 +156,21 @@ __all__ = [
     "SqliteBackend",
     "StepCancelled",
     "StepError",
+    "StepNotFinished",
     "StepwellError",
     "StorageFull",
     "SyncInAsync",
     "Task",
     "TaskContext",
     "TaskTimeout",
+    "TransactionTimeout",
     "UnknownFormat",
     "Unsupported",
     "UsageError",
     "ValueTooLarge",
     "Workflow",
     "WorkflowCancelled",
+    "WorkflowClient",
     "WorkflowFailed",
     "__version__",
     "branch",

@@ -25,6 +25,7 @@
     │   ├── InstanceEnded          a signal or request came after the end
     │   ├── AlreadyRunning         another live session holds it
     │   ├── InstanceDamaged        its stored rows cannot be read; others are unaffected
+    │   ├── StepNotFinished        a step's result was asked for, and there is none yet
     │   ├── WorkflowFailed         it ended in failure; __cause__ is the recorded error
     │   ├── WorkflowCancelled
     │   ├── InstancePaused
@@ -176,6 +177,14 @@ class InstanceDamaged(InstanceError):
     """Rows of this instance cannot be read. Other instances are not affected."""
 
 
+class StepNotFinished(InstanceError, LookupError):
+    """A step whose result was asked for has none yet. ``path`` names it."""
+
+    def __init__(self, instance_id: str, message: str, path: str = "") -> None:
+        super().__init__(instance_id, message)
+        self.path = path
+
+
 class WorkflowFailed(InstanceError):
     """The instance ended in failure. ``path`` is the failed step; ``__cause__`` the recorded error."""
 
@@ -195,7 +204,7 @@ class InstancePaused(InstanceError):
 class InstanceHeld(InstanceError):
     """The instance is stopped for a person's decision; ``reason`` says which.
 
-    It goes on by itself at no time: ``client.cancel`` ends it, ``on_conflict="terminate_existing"`` begins a new run.
+    It goes on by itself at no time: ``client.decide`` says how it goes on, ``client.cancel`` ends it.
     """
 
     def __init__(self, instance_id: str, message: str, reason: str = "") -> None:
@@ -216,6 +225,10 @@ class StepError(StepwellError):
 
 class TaskTimeout(StepError, TimeoutError):
     """An attempt ran longer than the task's timeout."""
+
+
+class TransactionTimeout(TaskTimeout):
+    """A task's transaction was open for longer than it may be, and was undone."""
 
 
 class SignalTimeout(StepError, TimeoutError):

@@ -63,6 +63,40 @@ class ConflictPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Rerun:
+    """A decision about a held instance: do again what it was held for, and go on. See ``WorkflowClient.decide``.
+
+    Example:
+        >>> client.decide("order-42", "charge", Rerun())  # doctest: +SKIP
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A decision about a held instance: its step was done after all, with ``value`` as its result.
+
+    Example:
+        >>> client.decide("order-42", "charge", Complete(Receipt("r-7")))  # doctest: +SKIP
+    """
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """A decision about a held instance: its step has failed, for ``reason``.
+
+    Example:
+        >>> client.decide("order-42", "charge", Fail("the bank has no such payment"))  # doctest: +SKIP
+    """
+
+    reason: str
+
+
+Decision: TypeAlias = Rerun | Complete | Fail
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Numbers that bound what is stored; checked before memory is taken. Given to a codec, and with it to a store.
 

@@ -18,10 +18,13 @@ from stepwell.backend.sqlite import SqliteBackend
 from stepwell.errors import LeaseLost, OptionError
 from stepwell.testing.conformance import LeaseClock
 from stepwell.testing.sample import LEASE_US, T0, entries, session_of
+from stepwell.types import State
 
 IDS = ("a", "b", "c")
 STATES = st.sampled_from(["pending", "running", "waiting", "paused", "held", "completed", "failed", "cancelled"])
 DUE = st.sampled_from([None, 0, T0, T0 + 5])
+LABELS = st.dictionaries(st.sampled_from(["k", "l"]), st.sampled_from(["v", "w"]))
+KNOWN = st.lists(st.sampled_from(["m", "n"]), max_size=2)
 SESSIONS = st.one_of(st.none(), st.integers(0, 2))
 RESTS = st.none() | st.builds(
     Rest,
@@ -103,8 +106,41 @@ class SameAnswers(RuleBasedStateMachine):
             due_us=data.draw(DUE),
             claim=data.draw(st.booleans()),
             image=data.draw(st.none() | st.just(b"image")),
+            labels=data.draw(LABELS),
             replacing=self.change(data, self.number(data)) if old else None,
         )
+
+    @rule(data=st.data(), slot=SESSIONS, instance_id=st.sampled_from(IDS), state=STATES, known=KNOWN)
+    def restore(self, data: st.DataObject, slot: int | None, instance_id: str, state: State, known: list[str]) -> None:
+        made = replace(
+            self.creation(data, instance_id),
+            state=state,
+            origin=data.draw(st.sampled_from(["", "elsewhere"])),
+            run=data.draw(st.integers(-1, 3)),
+            messages=[Message("signal", name, None, T0, name) for name in data.draw(KNOWN)],
+            message_ids=known,
+            result_seq=data.draw(st.integers(0, 2)),
+            updated_us=data.draw(st.sampled_from([0, T0 + 3])),
+            ended_us=data.draw(st.sampled_from([None, T0 + 1, T0 + 50])),
+        )
+        self.both(lambda store, side: _plain(store.create(self.session(slot, side), [made])))
+
+    @rule(
+        states=st.lists(STATES, max_size=2),
+        labels=LABELS,
+        workflow=st.sampled_from(["", "one"]),
+        unfinished=st.booleans(),
+        limit=st.integers(1, 3),
+    )
+    def page(self, states: list[State], labels: dict[str, str], workflow: str, unfinished: bool, limit: int) -> None:
+        where = Filter(states, workflow, labels, unfinished=unfinished, limit=limit)
+        self.both(lambda store, _: store.count(where))
+        while found := self.listed(where):
+            where = replace(where, after=found[-1].instance)
+
+    def listed(self, where: Filter) -> list[Header]:
+        found: list[Header] = self.both(lambda store, _: list(store.list(where)))
+        return found
 
     @rule(data=st.data(), slot=SESSIONS)
     def commit(self, data: st.DataObject, slot: int | None) -> None:
@@ -146,18 +182,23 @@ class SameAnswers(RuleBasedStateMachine):
     def delete(self, instance_id: str) -> None:
         self.both(lambda store, _: store.delete(instance_id))
 
-    @rule(ended_before_us=st.sampled_from([T0, T0 + 2, T0 + 100]), limit=st.integers(0, 2))
-    def purge(self, ended_before_us: int, limit: int) -> None:
-        self.both(lambda store, _: store.purge(ended_before_us, limit))
+    @rule(
+        ended_before_us=st.sampled_from([None, T0, T0 + 2, T0 + 100]),
+        keep=st.sampled_from([None, 0, 1, 2, -1]),
+        limit=st.integers(0, 2),
+    )
+    def purge(self, ended_before_us: int | None, keep: int | None, limit: int) -> None:
+        self.both(lambda store, _: store.purge(ended_before_us, keep, limit))
 
     @invariant()
     def looks_the_same(self) -> None:
         if not hasattr(self, "stores"):
             return
-        headers: list[Header] = self.both(lambda store, _: list(store.list(Filter())))
+        headers = self.listed(Filter())
         self.instances.update({header.instance: header.seq for header in headers})
         self.both(lambda store, _: [store.load(header.instance_id) for header in headers])
         self.both(lambda store, _: [list(store.history(number, 0, 99)) for number in self.instances])
+        self.both(lambda store, _: [list(store.received(number)) for number in self.instances])
         self.both(lambda store, _: [store.count(Filter(unfinished=flag)) for flag in (True, False)])
         self.both(lambda store, _: sorted(stuck.instance_id for stuck in store.stuck(T0)))
         for slot in range(len(self.sessions)):

@@ -11,7 +11,7 @@ import apsw
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Change, Session
+from stepwell.backend.base import Change, Filter, Session
 from stepwell.backend.sqlite import SqliteBackend
 from stepwell.errors import BackendError
 from stepwell.testing.sample import (
@@ -19,6 +19,7 @@ from stepwell.testing.sample import (
     T0,
     WAITING,
     change,
+    create,
     creation,
     definition_of,
     dump,
@@ -58,6 +59,12 @@ def create_some(backend: SqliteBackend, ann: Session) -> object:
     return backend.create(ann, [creation(backend, "new"), replacing, creation(backend, "newer", count=2)])
 
 
+def restore_some(backend: SqliteBackend, _: Session) -> object:
+    made = replace(creation(backend, "restored", count=2), origin="elsewhere", run=3, labels={"k": "v", "l": "w"})
+    inbox = replace(made, messages=[signal(message_id="m"), signal()], message_ids=["k"], claim=False)
+    return backend.create(None, [inbox, replace(made, instance_id="failed", state="failed", ended_us=T0)])
+
+
 def post(backend: SqliteBackend, _: Session) -> object:
     a = backend.header("a")
     assert a is not None
@@ -73,14 +80,17 @@ def end_session(backend: SqliteBackend, ann: Session) -> object:
 
 
 def purge(backend: SqliteBackend, _: Session) -> object:
-    return backend.purge(10**18, 10)
+    return backend.purge(10**18, 1, 10)
 
+
+TABLES = ("instance", "journal", "agenda", "inbox", "received", "label")
 
 ACTIONS: tuple[Action, ...] = (
     commit_steps,
     commit_with_a_conflict,
     commit_as_client,
     create_some,
+    restore_some,
     post,
     claim_due,
     end_session,
@@ -96,8 +106,24 @@ def prepare(path: Path) -> tuple[SqliteBackend, Session]:
     header = start(backend, ann, "b")
     backend.post(header.instance, signal())
     start(backend, None, "free")
-    backend.commit(None, [change(start(backend, None, "ended"), rest=COMPLETED)])
+    ended = create(backend, None, replace(creation(backend, "ended"), labels={"k": "v"}))
+    backend.commit(None, [change(ended, rest=COMPLETED)])
     return backend, ann
+
+
+def test_nothing_is_left_of_what_was_removed(tmp_path: Path) -> None:
+    """Every table that has rows of instances is empty again, earlier runs included."""
+    backend, ann = prepare(tmp_path / "store.db")
+    restore_some(backend, ann)
+    create_some(backend, ann)
+    for header in backend.list(Filter(unfinished=True)):
+        holder = ann if header.session else None
+        backend.commit(holder, [change(header, rest=COMPLETED)])
+    while backend.purge(None, 0, 2):
+        pass
+    rows = {table: backend._database.connection.execute(f"SELECT count(*) FROM {table}").fetchall() for table in TABLES}  # noqa: S608
+    assert set(map(str, rows.values())) == {"[(0,)]"}
+    backend.close()
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)

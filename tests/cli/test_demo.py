@@ -146,6 +146,7 @@ def test_plain_lines_tell_each_piece_of_news_once(played, capsys):
 # --- what goes wrong -------------------------------------------------------------------------------
 
 
+@pytest.mark.broken_store
 def test_a_store_that_forgets_is_found_out(tmp_path):
     """With the database lost at the kill, every finished step runs again, and the demo must say so."""
     files, scene = Files(tmp_path), Scene(40, 4)

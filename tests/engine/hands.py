@@ -7,6 +7,7 @@ the same step was given the same things.
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from stepwell.engine import advance as engine
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine import laws
+from stepwell.engine.change import Obstacle, compare
 from stepwell.engine.frontier import Frontier, Step, address, fold, from_image, to_image
 from stepwell.flow.compile import Bodies
 from stepwell.flow.plan import Arg, Built, Constant, Key, Plan, Ref, Selected, Turns
@@ -29,19 +31,24 @@ BODY = ("ready", "began", "closing")
 # --- what steps compute: shared with the oracle ------------------------------------------
 
 
+def stem(name: str) -> str:
+    """Return a step's first name: what renames it puts ``~1`` behind it."""
+    return name.partition("~")[0]
+
+
 def token(name: str, turns: Turns, *given: object) -> str:
     """Return the value of a step: who, in which turns, from what."""
-    return f"{name}{turns}#{hashlib.blake2b(repr(given).encode(), digest_size=6).hexdigest()}"
+    return f"{stem(name)}{turns}#{hashlib.blake2b(repr(given).encode(), digest_size=6).hexdigest()}"
 
 
 def says(name: str, turns: Turns) -> str:
     """Return the tag of a loop's decider: it takes one to three turns, by its name."""
-    return "again" if turns[-1] < 1 + zlib.crc32(name.encode()) % 3 else "done"
+    return "again" if turns[-1] < 1 + zlib.crc32(stem(name).encode()) % 3 else "done"
 
 
 def chosen(name: str, key: object, count: int) -> int:
     """Return which of a route's cases is chosen."""
-    return zlib.crc32(repr((name, key)).encode()) % count
+    return zlib.crc32(repr((stem(name), key)).encode()) % count
 
 
 def selected(value: object, steps: object) -> object:
@@ -66,7 +73,11 @@ class Run:
         self.now = 1_000
         self.values: dict[int, object] = {0: None}
         self.outcomes: Counter[tuple[str, int, Turns]] = Counter()
+        self.calls: Counter[tuple[str, Turns]] = Counter()
+        self.ran: Counter[str] = Counter()
+        self.made: dict[tuple[str, Turns], object] = {}
         self.facts: list[f.Fact] = []
+        self.entries: list[Sequence[f.Fact]] = []
         self.events: list[e.Event] = []
         self.most_kept = 0
 
@@ -94,7 +105,12 @@ class Run:
         """Say whether an event does not fit, as a reader of its docstring would."""
         state = self.state
         if isinstance(event, e.RetryAsked):
-            return state.ended in ("", "completed") and not state.held
+            return state.ended in ("", "completed")
+        if isinstance(event, e.MoveAsked):
+            return state.ended == "completed" or event.seq != state.seq
+        if isinstance(event, e.Decided):
+            held = state.held
+            return held is None or (held.node, held.turns) != (event.node, event.turns)
         if state.ended:
             return True
         if isinstance(event, e.Succeeded | e.Errored | e.Begun | e.Beat | e.CutOff):
@@ -111,13 +127,45 @@ class Run:
             return
         self.events.append(event)
         self.facts.extend(facts)
+        self.entries.append(facts)
         self.values[self.state.seq] = value
+        if isinstance(facts[0], f.RunMoved):
+            self._renumber(facts[0])
         for fact in facts:
+            self._note_call(fact)
             if isinstance(fact, f.StepDone | f.RouteTaken | f.ScopeDone | f.MessageTaken | f.Turned):
                 done = type(fact).__name__, fact.node, fact.turns
                 self.outcomes[done] += 1
                 assert self.outcomes[done] == 1, f"{done} has two outcomes"
         self.most_kept = max(self.most_kept, len(self.state.values) + len(self.state.steps))
+
+    def _note_call(self, fact: f.Fact) -> None:
+        """No body has two outcomes in one place and turn: paths, but for new names, outlive renumbering."""
+        match fact:
+            case f.StepDone(node, turns) | f.HoldDecided(node, turns, "complete"):
+                if self.plan.kind[node] == "task":
+                    call = stem(self.plan.nodes[node].name), turns
+                    self.calls[call] += 1
+                    self.made[call] = self.values[self.state.seq]
+                    path = re.sub(r"~\d", "", self.plan.path(node, turns))
+                    self.ran[path] += 1
+                    assert self.ran[path] == 1, f"{path} ran twice"
+
+    def _renumber(self, moved: f.RunMoved) -> None:
+        row = {old + i: new + i for old, new, count in moved.rows for i in range(count)}
+        self.outcomes = Counter({(k, row[n], t): c for (k, n, t), c in self.outcomes.items() if n in row})
+        self.events.clear()  # they name rows of the old graph; whoever has some in flight must not move
+
+    def move(self, workflow: Workflow[Any, Any]) -> Obstacle | None:
+        """Go on under another graph, or say what stands in the way."""
+        before = to_image(self.state)
+        asked = compare(self.plan, workflow.plan, self.state, self.entries)
+        assert to_image(self.state) == before, "comparing changed the state"
+        if isinstance(asked, Obstacle):
+            return asked
+        self.plan, self.bodies = workflow.plan, workflow.bodies
+        assert self.say(asked)
+        return None
 
     # --- bodies ---
 
@@ -142,7 +190,10 @@ class Run:
         if row.kind == "route":
             return None, self.plan.nodes[row.children[chosen(row.name, args[0], len(row.children))]].name
         kwargs = [(k, self.bound(arg, turns)) for k, arg in row.kwargs]
-        return token(row.name, turns, args, kwargs), says(row.name, turns) if row.task == "decider" else ""
+        version = self.bodies.tasks[node].options.version if self.bodies else ""
+        return token(row.name, turns, args, kwargs, version), says(
+            row.name, turns
+        ) if row.task == "decider" and turns else ""
 
     def succeed(self, node: int, turns: Turns) -> Sequence[f.Fact]:
         value, tag = self.computed(node, turns)
@@ -187,7 +238,8 @@ def step(run: Run, choose: Chooser, late: str = "message") -> None:
     if not run.state.started:
         assert run.say(e.Start(), "input")
     elif run.state.held:
-        assert run.say(e.RetryAsked())
+        held = run.state.held
+        assert run.say(e.Decided(held.node, held.turns, "rerun"))
     elif run.state.paused:
         assert run.say(e.ResumeAsked())
     else:
@@ -274,6 +326,17 @@ def _hold(run: Run, choose: Chooser) -> None:
     run.say(e.HoldAsked("decision", "look at this", node, turns))
 
 
+def _decide(run: Run, choose: Chooser) -> None:
+    """Decide about what is held, mostly; now and then about another step, or with a tag that it cannot have."""
+    held = run.state.held
+    node, turns = (held.node, held.turns) if held and choose.number(0, 9) else _any_step(run, choose, *BODY)[:2]
+    kind: Any = choose.pick(("rerun", "complete", "complete", "fail"))
+    value, tag = "odd", choose.pick(("", "again", "nonsense"))
+    if kind == "complete" and (node, turns) in run.steps(*BODY) and choose.number(0, 4):
+        value, tag = run.computed(node, turns)  # type: ignore[assignment]  # any value may be a step's
+    run.say(e.Decided(node, turns, kind, tag, "someone"), value)
+
+
 def _begin(run: Run, choose: Chooser) -> None:
     run.say(e.Begun(*_any_step(run, choose, "ready")))
 
@@ -301,7 +364,7 @@ def _again(run: Run, choose: Chooser) -> None:
 MOVES: dict[str, Callable[[Run, Chooser], None]] = {
     "start": _start, "succeed": _succeed, "err": _err, "fire": _fire, "signal": _signal, "cancel": _cancel,
     "pause": _pause, "resume": _resume, "retry": _retry, "hold": _hold, "begin": _begin, "cut_off": _cut_off,
-    "settle": _settle, "again": _again, "beat": _beat,
+    "settle": _settle, "again": _again, "beat": _beat, "decide": _decide,
 }  # fmt: skip
 
 #: how often a random walk does each
@@ -312,6 +375,7 @@ COMMON = (
     *["signal"] * 2,
     *["settle"] * 3,
     *["retry"] * 2,
+    "decide",
     "begin",
     "beat",
     "again",

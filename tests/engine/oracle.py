@@ -13,17 +13,21 @@ from stepwell.flow import nodes as n
 from stepwell.flow.plan import Turns
 from stepwell.flow.workflow import Workflow
 
-from .hands import chosen, displayed, says, selected, token
+from .hands import chosen, displayed, says, selected, stem, token
 
 
 class Oracle:
-    """``calls`` counts task calls by name and turns; ``late`` says whether a signal with a timeout gets its message."""
+    """``calls`` counts task calls by name and turns, and ``made`` holds what they gave.
+
+    ``late`` says whether a signal with a timeout gets its message.
+    """
 
     def __init__(self, late: str = "message") -> None:
         self.late = late
         self.known: dict[int, Any] = {}
         self.tags: dict[object, str] = {}
         self.calls: Counter[tuple[str, Turns]] = Counter()
+        self.made: dict[tuple[str, Turns], object] = {}
 
     def run(self, workflow: Workflow[Any, Any], given: object = "input") -> object:
         self.known[id(workflow.body)] = given
@@ -55,9 +59,10 @@ class Oracle:
     # --- node kinds ---
 
     def TaskNode(self, node: n.TaskNode, turns: Turns) -> object:
-        self.calls[(node.name, turns)] += 1
+        self.calls[(stem(node.name), turns)] += 1
         args = [self.value(a) for a in node.args]
-        made = token(node.name, turns, args, [(k, self.value(a)) for k, a in node.kwargs.items()])
+        kwargs = [(k, self.value(a)) for k, a in node.kwargs.items()]
+        made = self.made[(stem(node.name), turns)] = token(node.name, turns, args, kwargs, node.task.options.version)
         if node.task.name == "decider":
             self.tags[made] = says(node.name, turns)
         return made

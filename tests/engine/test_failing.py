@@ -237,13 +237,14 @@ def test_cancel_beats_pause_and_hold() -> None:
 
 
 def test_a_hold_stops_timers_until_it_is_let_go() -> None:
-    """A held run has a reason and is due at no time; a retry lets it go on as it stood."""
+    """A held run has a reason and is due at no time; a decision lets it go on as it stood, a retry does not."""
     run = started(n.DelayNode("nap", 10))
     run.say(e.HoldAsked("payload", "cannot be read", 1, ()))
     run.now += 50
     assert not run.say(e.Fired(1, ()))
     assert (run.state.status(run.now), run.state.next_due_us()) == ("held", None)
-    assert run.say(e.RetryAsked("ann")) == [f.RunReopened("ann")]
+    assert not run.say(e.RetryAsked("ann"))
+    assert run.say(e.Decided(1, (), "rerun", by="ann")) == [f.HoldDecided(1, (), "rerun", "", "ann")]
     assert run.say(e.Fired(1, ()))
 
 
@@ -253,7 +254,7 @@ def test_letting_go_keeps_a_scope_failing_and_a_cancel_ending() -> None:
         run = started(together(step("a"), step("b")))
         stop(run)
         run.say(e.HoldAsked("why", "because"))
-        run.say(e.RetryAsked())
+        run.say(e.Decided(0, (), "rerun"))
         settle(run, *open_paths(run, "closing"))
         assert run.state.ended in ("failed", "cancelled")
 
@@ -265,7 +266,7 @@ def test_a_begun_step_that_was_cut_off_holds_the_run() -> None:
     assert not run.say(e.Begun(1, (), 1))
     assert run.say(e.CutOff(1, (), 1)) == [f.RunHeld("interrupted", "a", 1, ())]
     assert not run.say(e.CutOff(1, (), 1))
-    run.say(e.RetryAsked())
+    run.say(e.Decided(1, (), "rerun"))
     assert (run.at("a").phase, run.at("a").attempt) == ("ready", 2)
     assert not run.say(e.Succeeded(1, (), 1))
     succeed(run, "a")
@@ -279,7 +280,7 @@ def test_letting_go_starts_no_other_begun_step_again() -> None:
         run.say(e.Begun(node, (), 1))
     for node in (2, 3):
         run.say(e.CutOff(node, (), 1))
-    run.say(e.RetryAsked())
+    run.say(e.Decided(2, (), "rerun"))
     assert open_paths(run, "ready") == ["parallel/a"]
     assert open_paths(run, "began") == ["parallel/b"]
     assert run.say(e.CutOff(3, (), 1))

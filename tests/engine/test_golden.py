@@ -14,6 +14,7 @@ import pytest
 
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Failure, Frontier, Request, Scope, Step, from_image, to_image
+from stepwell.flow.plan import Key
 from stepwell.seal import seal, unseal
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "engine"
@@ -33,6 +34,17 @@ ONE_OF_EACH: dict[str, f.Fact] = {
     "StepsSettled": f.StepsSettled(((1, ()), (2, (3, 4)))),
     "RouteTaken": f.RouteTaken(5, (), "decision=yes"),
     "CursorKept": f.CursorKept(6, (2,)),
+    "HoldDecided": f.HoldDecided(7, (1,), "complete", "again", "ann"),
+    "RunMoved": f.RunMoved(
+        "aa11",
+        "bb22",
+        ((0, 0, 3), (4, 5, 1)),
+        ((2, (), (6, 7)),),
+        ((1, (2,), 9),),
+        ((9, "done"),),
+        ((5, (2,), "a/b"),),
+        ((3, ()),),
+    ),
     "Opened": f.Opened(6, (2,), 1_700_000_000_000_000, 3),
     "MessageTaken": f.MessageTaken(7, (), 12),
     "Turned": f.Turned(8, (1, 2), 13),
@@ -93,7 +105,7 @@ def test_what_is_no_fact_is_refused() -> None:
             f.decode(stored)
 
 
-def _full_state() -> Frontier:
+def _full_state(path: str = "", *pending: Key) -> Frontier:
     """Return a state in which every field holds something, if no run could have it."""
     state = Frontier()
     state.seq, state.started, state.unsettled, state.ended, state.result = 300, True, 2, "failed", 17
@@ -103,7 +115,7 @@ def _full_state() -> Frontier:
         (3, (3, 4)): Step(1, 0, 0, "closing", (5, (3,))),
         (4, ()): Step(phase="began"),
         (5, ()): Step(phase="closed"),
-        (6, ()): Step(3, 3, 0, "failed"),
+        (6, ()): Step(3, 3, 0, "failed", path=path),
     }
     state.scopes = {(7, ()): Scope(3, {8: 1, 9: 0}), (8, (3,)): Scope(1, {}, True, [10, 11], 2)}
     state.turning = {(12, (3,)): 4}
@@ -112,13 +124,23 @@ def _full_state() -> Frontier:
     state.inbox = {"go": [5, 6]}
     state.cursors = {(4, ()): 298}
     state.stalled = [(15, ()), (16, (3,))]
+    state.pending = list(pending)
     state.cancelling, state.paused = Request("enough", "ann"), Request("lunch", "bob")
     state.held = Request("interrupted", "a/b", 4, (1,))
     state.failure = Failure(6, (3,), 42, "loop_limit")
     return state
 
 
+FULL = _full_state("a/b", (17, (3,)))
+
+
 @pytest.mark.parametrize(("name", "state"), [("empty", Frontier()), ("full", _full_state())])
+def test_the_first_shape_of_images_is_still_read(name: str, state: Frontier) -> None:
+    """It knew neither what is pending nor former paths."""
+    assert from_image(_lines("images.txt")[name]) == state
+
+
+@pytest.mark.parametrize(("name", "state"), [("empty-2", Frontier()), ("full-2", FULL)])
 def test_an_image_is_stored_in_these_bytes(name: str, state: Frontier) -> None:
     """Both ways, with every field in use."""
     golden = _lines("images.txt")[name]
@@ -128,7 +150,7 @@ def test_an_image_is_stored_in_these_bytes(name: str, state: Frontier) -> None:
 
 def test_the_full_state_has_every_field_in_use() -> None:
     """So that no field's form can change unseen."""
-    empty, full = Frontier(), _full_state()
+    empty, full = Frontier(), FULL
     same = [name for name in Frontier.__slots__ if getattr(empty, name) == getattr(full, name)]
     assert same == []
 
@@ -136,7 +158,7 @@ def test_the_full_state_has_every_field_in_use() -> None:
 def test_what_is_no_image_is_refused() -> None:
     """Another tag, cut bytes and other values are decoding errors."""
     golden = _lines("images.txt")["full"]
-    newer = seal(unseal(golden).replace(b"frontier-1", b"frontier-2"))
+    newer = seal(unseal(golden).replace(b"frontier-1", b"frontier-9"))
     for stored in (newer, golden[:-1], b"", seal(msgspec.msgpack.encode({})), golden[:-4]):
         with pytest.raises(msgspec.DecodeError):
             from_image(stored)

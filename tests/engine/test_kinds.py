@@ -418,6 +418,6 @@ def test_the_status_is_what_could_move_next() -> None:
     assert seen() == ("waiting", run.now + 70)
     run.say(e.HoldAsked("why", "because"))
     assert seen() == ("held", None)
-    run.say(e.RetryAsked())
+    run.say(e.Decided(0, (), "rerun"))
     run.say(e.Signalled("late"))
     assert seen() == ("completed", None)

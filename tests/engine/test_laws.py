@@ -17,6 +17,7 @@ from stepwell.engine.frontier import Request, Scope, Step, to_image
 from stepwell.flow.plan import Turns
 from stepwell.flow.workflow import Workflow
 
+from .edits import edit
 from .graphs import Seeded, grow, workflows
 from .hands import MOVES, Run, finish, walk
 from .oracle import Oracle
@@ -40,9 +41,11 @@ class EveryEvent(RuleBasedStateMachine):
     """
 
     run: Run
+    workflow: Workflow[Any, Any]
 
     @initialize(workflow=st.one_of(CHOICE.map(lambda seed: grow(Seeded(seed), size=12)), workflows(size=10)))
     def begin(self, workflow: Workflow[Any, Any]) -> None:
+        self.workflow = workflow
         self.run = Run.of(workflow)
         self.run.say(e.Start(), "input")
 
@@ -89,7 +92,12 @@ class EveryEvent(RuleBasedStateMachine):
     def resume(self, choice: int) -> None:
         self._say("resume", choice)
 
-    @precondition(lambda self: self.run.state.ended in ("failed", "cancelled") or self.run.state.held)
+    @precondition(lambda self: self.run.state.held is not None)
+    @rule(choice=CHOICE)
+    def decide(self, choice: int) -> None:
+        self._say("decide", choice)
+
+    @precondition(lambda self: self.run.state.ended in ("failed", "cancelled"))
     @rule(choice=CHOICE)
     def retry(self, choice: int) -> None:
         self._say("retry", choice)
@@ -108,6 +116,13 @@ class EveryEvent(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def beat(self, choice: int) -> None:
         self._say("beat", choice)
+
+    @precondition(lambda self: self.run.state.ended != "completed" and len(self.run.events) > 2)
+    @rule(choice=CHOICE)
+    def change(self, choice: int) -> None:
+        made = edit(self.workflow, Seeded(choice))
+        if made is not None and self.run.move(made.workflow) is None:
+            self.workflow = made.workflow
 
     @when("began")
     @rule(choice=CHOICE)
@@ -165,8 +180,7 @@ def runs_as_it_reads(workflow: Workflow[Any, Any], seed: int, late: str) -> Run:
 
 
 def task_calls(run: Run) -> Counter[tuple[str, Turns]]:
-    done = [fact for fact in run.facts if isinstance(fact, f.StepDone)]
-    return Counter((run.plan.nodes[d.node].name, d.turns) for d in done if run.plan.kind[d.node] == "task")
+    return run.calls
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
@@ -278,6 +292,10 @@ def _cancel_without_closing(run: Run) -> None:
     run.state.cancelling = Request("", "")
 
 
+def _bring_what_has_begun(run: Run) -> None:
+    run.state.pending.append(run.steps("ready")[0])
+
+
 def _open_a_scope(run: Run) -> None:
     key = next(iter(run.state.scopes))
     run.state.scopes[key] = Scope(1, {}, failing=True)
@@ -288,6 +306,7 @@ def _open_a_scope(run: Run) -> None:
     [
         _lose_a_step, _lose_a_value, _keep_a_value, _miscount, _miscount_unsettled, _turn_too_far, _end_while_open,
         _tag_nothing, _keep_a_message, _fail_nothing, _keep_a_cursor, _cancel_without_closing, _open_a_scope,
+        _bring_what_has_begun,
     ],
 )  # fmt: skip
 def test_damage_breaks_a_law(damage: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stepwell.flow import nodes as n
-from stepwell.flow.fingerprint import fingerprint_of, interface_of
+from stepwell.flow.fingerprint import fingerprint_of, interface_of, places_of, wiring_of
 from stepwell.flow.plan import PlanNode, Ref
 from stepwell.flow.task import AnyTask, task
 from stepwell.flow.workflow import Workflow
@@ -129,6 +129,11 @@ CHANGES: list[tuple[str, n.Body, n.Body]] = [
     ("a branch around a step", line(together(step("a"))), line(together(branch("a", step("a"))))),
     ("the output", line(step("a"), step("b")), line(*(both := [step("a"), step("b")]), output=both[0])),
     ("by position or by name", line(step("a", n.Const(1))), line(step("a", extra=n.Const(1)))),
+    (
+        "what a loop does at its limit",
+        line(repeated("l", line(deciding("d")))),
+        line(repeated("l", line(deciding("d")), on_max="last")),
+    ),
     ("a loop around a step", line(deciding("d")), line(repeated("l", line(deciding("d"))))),
 ]
 
@@ -159,13 +164,31 @@ def test_the_workflows_name_and_types_are_in_it() -> None:
 
 def test_texts_cannot_run_into_each_other() -> None:
     """Every length is stored, so that no two different rows are hashed as the same bytes."""
-    one = [PlanNode("task", "ab", 0, interface="c"), PlanNode("task", "d", 0)]
-    two = [PlanNode("task", "a", 0, interface="bc"), PlanNode("task", "d", 0)]
+    one = [PlanNode("task", "ab", -1, interface="c"), PlanNode("task", "d", 0)]
+    two = [PlanNode("task", "a", -1, interface="bc"), PlanNode("task", "d", 0)]
     assert fingerprint_of("w", one) != fingerprint_of("w", two)
     assert interface_of(one[0]) != interface_of(two[0])
-    assert fingerprint_of("w", [PlanNode("task", "a", 0, args=(Ref(1), Ref(2)))]) != fingerprint_of(
-        "w", [PlanNode("task", "a", 0, args=(Ref(1),), needs=(2,))]
+    rest = [PlanNode("task", name, 0) for name in ("b", "c")]
+    root = PlanNode("root", "w", -1, children=(1, 2, 3))
+    assert fingerprint_of("w", [root, PlanNode("task", "a", 0, args=(Ref(2), Ref(3))), *rest]) != fingerprint_of(
+        "w", [root, PlanNode("task", "a", 0, args=(Ref(2),), needs=(3,)), *rest]
     )
+
+
+def test_a_nodes_wiring_does_not_depend_on_its_row() -> None:
+    """Places and constants are told by path and digest, so that wiring can be compared between two graphs."""
+
+    def wiring(body: n.Body, name: str) -> str:
+        plan = workflow(body).plan
+        places = places_of(plan.nodes)
+        return next(wiring_of(node, places) for node in plan.nodes if node.name == name)
+
+    def made(*before: n.Node) -> n.Body:
+        a = step("a")
+        return line(*before, a, together(step("b", n.Select(n.Value(a), (("attr", "x"),)), n.Const("y")), name="p"))
+
+    assert wiring(made(), "b") == wiring(made(step("z", n.Const("w")), step("zz")), "b")
+    assert wiring(made(), "b") != wiring(line(step("a"), together(step("b"), name="p")), "b")
 
 
 # --- the same everywhere -----------------------------------------------------------------
@@ -177,9 +200,9 @@ def test_these_fingerprints_never_change() -> None:
         PlanNode("root", "w", -1, children=(1,), output=1, interface='["in=-","out=int"]'),
         PlanNode("task", "a", 0, args=(Ref(0),), kwargs=(("k", Ref(0)),), interface='["task","a","","int"]'),
     ]
-    assert interface_of(rows[1]) == "702d948dae4ecbdeacf41c6cbfc47bb4"
-    assert fingerprint_of("w", rows) == "12dd40e58085ceef5802316740aa1a46"
-    assert printed(base(typed())) == "83e2839cd1719905b117a2a18410766f"
+    assert interface_of(rows[1]) == "b604319424a7c3a879df055256240ccf"
+    assert fingerprint_of("w", rows) == "20995671ad202ba0e863ee3c17614be6"
+    assert printed(base(typed())) == "73db4feccfb6e247e583f8ca39a2fa96"
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "4711"])

@@ -13,6 +13,7 @@ from stepwell import (
     InputMismatch,
     InstanceConflict,
     InstanceExists,
+    InstanceHeld,
     InstancePaused,
     WorkflowCancelled,
     WorkflowFailed,
@@ -187,15 +188,14 @@ def changed() -> Any:
     return world
 
 
-def test_a_changed_graph_leaves_an_unfinished_instance_untouched(runner: Any) -> None:
-    """resume refuses, recover passes it over and says why."""
+def test_a_changed_graph_that_does_not_fit_holds_the_instance(runner: Any) -> None:
+    """resume says what differs, recover lists it as held, and the code that it fits takes it up again."""
     world = World()
     world.bring(runner, "waiting")
-    with pytest.raises(InstanceConflict, match="another graph"):
+    with pytest.raises(InstanceHeld, match=r"changed.*is not in the new graph"):
         runner.resume(changed(), "i")
-    (passed_over,) = runner.recover([changed()])
-    assert "another graph" in passed_over.detail
-    assert runner.client.status("i").held_by == ""
+    (held,) = runner.recover([changed()])
+    assert (held.state, held.held_by) == ("held", "")
     runner.client.signal("i", "go", 10)
     assert runner.resume(world.workflow, "i") == 11
 
@@ -204,7 +204,7 @@ def test_a_changed_graph_does_not_reopen_what_failed(runner: Any) -> None:
     """RESTART_IF_FAILED with other code refuses before it changes anything; the end can still be read."""
     world = World()
     world.bring(runner, "failed")
-    with pytest.raises(InstanceConflict, match="another graph"):
+    with pytest.raises(InstanceConflict, match="cannot go on under the present graph"):
         runner.start(changed(), 1, instance_id="i", on_conflict=RESTART)
     assert runner.client.status("i").state == "failed"
     assert runner.start(changed(), 1, instance_id="i").state == "failed"

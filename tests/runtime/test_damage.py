@@ -66,6 +66,7 @@ def spoil(store: SqliteBackend, instance_id: str, change: Callable[[bytes], byte
     connection.close()
 
 
+@pytest.mark.broken_store
 @pytest.mark.parametrize(
     "change",
     [
@@ -131,6 +132,7 @@ def test_whatever_stands_in_a_journal_is_read_or_told(store: SqliteBackend) -> N
     assert told > 100
 
 
+@pytest.mark.broken_store
 def test_a_damaged_image_is_told(store: SqliteBackend) -> None:
     """As damage of that instance."""
     with CheckpointingRunner(store) as runner:
@@ -228,6 +230,7 @@ def survives(inner: Any, fault: Fault) -> bool:
     return bool(struck)
 
 
+@pytest.mark.broken_store
 def test_a_value_that_is_gone_is_damage_and_not_none(tmp_path: Path) -> None:
     """A lost row never reads as None; the other instances of the call go on."""
     path = tmp_path / "runs.db"

@@ -160,7 +160,7 @@ def test_cancelling_an_awaited_run_leaves_the_instance_resumable(clock: VirtualC
             run.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await run
-            assert runner.client.status("i").held_by == ""
+            assert (await runner.client.status("i")).held_by == ""
             assert await runner.resume(alone, "i") == 1
 
     asyncio.run(main())

@@ -62,7 +62,7 @@ def test_a_result_is_waited_for_on_a_loop() -> None:
     async def main() -> list[int]:
         async with AsyncCheckpointingRunner(InMemoryBackend(), poll="1ms") as runner:
             await runner.start(awaiting, instance_id="a")
-            runner.client.signal("a", "x", 8)
+            await runner.client.signal("a", "x", 8)
             return await asyncio.gather(runner.result(awaiting, "a"), runner.resume(awaiting, "a"))
 
     assert asyncio.run(main()) == [4, 4]

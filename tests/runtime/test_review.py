@@ -390,7 +390,7 @@ def test_a_replaced_runs_late_bodies_are_not_counted_twice(backend: Any, open_ru
     def counted(method: Any) -> Any:
         def finish(drive: Any, live: Any) -> None:
             method(drive, live)
-            counts.append(drive._flights)
+            counts.append(drive._flights.count)
 
         return finish
 
@@ -544,7 +544,7 @@ def test_timeouts_of_ended_runs_are_forgotten() -> None:
                 run = asyncio.create_task(runner.run(asking, instance_id=f"i{number}"))
                 while runner._room.running_plan(f"i{number}") is None:
                     await asyncio.sleep(0)
-                runner.client.signal(f"i{number}", "go", 1)
+                await runner.client.signal(f"i{number}", "go", 1)
                 assert await run == 1
             assert runner._shared is not None
             drive = runner._shared._drive

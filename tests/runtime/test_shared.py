@@ -61,13 +61,13 @@ async def waiting(x: int) -> int:
 async def waits(runner: AsyncCheckpointingRunner, *names: str) -> None:
     """Let the loop go round until these instances wait for their signal."""
     for name in names:
-        while not is_waiting(runner, name):
+        while not await is_waiting(runner, name):
             await asyncio.sleep(0)
 
 
-def is_waiting(runner: AsyncCheckpointingRunner, name: str) -> bool:
+async def is_waiting(runner: AsyncCheckpointingRunner, name: str) -> bool:
     try:
-        return runner.client.status(name).state == "waiting"
+        return (await runner.client.status(name)).state == "waiting"
     except InstanceNotFound:
         return False
 
@@ -121,9 +121,9 @@ def test_a_cancelled_caller_leaves_alone(tmp_path: Path) -> None:
             left.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await left
-            assert runner.client.status("left").held_by == ""
-            runner.client.signal("stays", "go", 3)
-            runner.client.signal("left", "go", 4)
+            assert (await runner.client.status("left")).held_by == ""
+            await runner.client.signal("stays", "go", 3)
+            await runner.client.signal("left", "go", 4)
             return await stays, await runner.resume(waiting, "left")
 
     assert asyncio.run(main()) == (6, 8)
@@ -188,7 +188,7 @@ def test_a_run_that_joins_a_waiting_drive_does_not_wait_for_it() -> None:
             first = asyncio.create_task(runner.run(waiting, 1, instance_id="w"))
             await waits(runner, "w")
             second = await runner.run(delayed, 5)
-            runner.client.signal("w", "go", 1)
+            await runner.client.signal("w", "go", 1)
             return second + await first
 
     assert asyncio.run(main()) == 12

@@ -275,6 +275,7 @@ def test_a_stored_value_that_no_longer_fits_holds_the_instance(backend: Any, ope
     assert runner.client.status("i").state == "held"
 
 
+@pytest.mark.broken_store
 def test_a_damaged_value_holds_its_instance_and_no_other(tmp_path: Path) -> None:
     """One flipped byte in one stored output."""
     stop = [True]

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 import msgspec
 
 from stepwell.errors import OptionError
-from stepwell.types import State
+from stepwell.types import ENDED, State
 
 if TYPE_CHECKING:
     from stepwell.codec import Codec
@@ -150,7 +150,18 @@ class Creation(msgspec.Struct, frozen=True):
 
     ``replacing`` is the change that ends the old run, whoever holds it; it and the creation land together or not at
     all, and the old run's inbox is emptied.
-    ``definition`` is what :meth:`Backend.register` returned.
+
+    The last seven fields restore a run that another store had, with its history, image and state.
+
+    Attributes:
+        definition: what :meth:`Backend.register` returned.
+        origin: the id of the store whose idempotency keys the run goes on with, ``""`` for this one.
+        run: the number of the run, 0: the next one. Not together with ``replacing``.
+        messages: its inbox, oldest first; they get ids of this store. An unfinished run with messages is due at once.
+        message_ids: ids that were accepted before; those of ``messages`` need not be repeated.
+        result_seq: as in :class:`Rest`.
+        updated_us: when it was written last, 0: ``at_us``.
+        ended_us: when it ended, ``None``: ``at_us``. Only with a state that is an end.
     """
 
     instance_id: str
@@ -165,6 +176,13 @@ class Creation(msgspec.Struct, frozen=True):
     claim: bool = True
     image: bytes | None = None
     replacing: Change | None = None
+    origin: str = ""
+    run: int = 0
+    messages: Sequence[Message] = ()
+    message_ids: Sequence[str] = ()
+    result_seq: int = 0
+    updated_us: int = 0
+    ended_us: int | None = None
 
 
 class Header(msgspec.Struct, frozen=True, gc=False):
@@ -172,7 +190,8 @@ class Header(msgspec.Struct, frozen=True, gc=False):
 
     ``held_by`` and ``session`` are the name and id of the live session that holds it, ``""`` and 0 if none does.
     While it is held, ``state``, ``updated_us`` and ``due_us`` are what the last rest wrote. ``mail`` counts the
-    waiting messages.
+    waiting messages. ``definition`` is the store's number of what it goes on with; later ones are greater. ``origin``
+    is the id of the store that idempotency keys are made from, ``""`` for this one.
     """
 
     instance: int
@@ -193,6 +212,8 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     labels: Mapping[str, str] = {}
     trace: str = ""
     session: int = 0
+    definition: int = 0
+    origin: str = ""
 
 
 class Created(msgspec.Struct, frozen=True, gc=False):
@@ -230,13 +251,58 @@ class Stuck(msgspec.Struct, frozen=True):
     reason: str
 
 
+PATIENT: Final[frozenset[str]] = frozenset({"waiting", "paused", "held"})
+"""The states of an instance that may rest without a due time."""
+
 NOTHING_MOVES: Final = "it is not held by a session, has no due time, and its state waits for nothing"
+NO_SESSION: Final = "the session that holds it does not exist"
+UNREAD: Final = "it has unread messages, is not held by a session and has no due time"
 
 
 def check_creation(creation: Creation) -> None:
-    """Refuse a creation whose entries are not numbered from 1."""
-    if any(entry.seq != seq for seq, entry in enumerate(creation.entries, 1)):
-        raise OptionError(f"the entries of new instance {creation.instance_id!r} must be numbered 1, 2, 3 and so on")
+    """Refuse a creation that contradicts itself."""
+    for seq, entry in enumerate(creation.entries, 1):
+        if entry.seq != seq:
+            raise OptionError(
+                f"the entries of new instance {creation.instance_id!r} must be numbered 1, 2, 3 and so on"
+            )
+    if creation.run and (creation.run < 0 or creation.replacing is not None):
+        raise OptionError(f"run of new instance {creation.instance_id!r} must be 0, or above it and without replacing")
+    if creation.ended_us is not None and creation.state not in ENDED:
+        raise OptionError(f"new instance {creation.instance_id!r} is {creation.state} and cannot have an ended_us")
+
+
+def check_purge(ended_before_us: int | None, keep: int | None) -> None:
+    """Refuse a purge that does not say what may go."""
+    if ended_before_us is None and keep is None:
+        raise OptionError("purge needs ended_before_us, or keep, or both; without either it would not know what may go")
+    if keep is not None and keep < 0:
+        raise OptionError(f"keep must be 0 or more, not {keep}")
+
+
+class Joined(Protocol):
+    """The methods of a :class:`Backend` that also work inside a transaction of the user's own.
+
+    Each is all or nothing by itself and leaves the transaction open, so its user decides what becomes of all of it. On
+    a connection without an open transaction each is a transaction of its own. A number that :meth:`register` or
+    :meth:`create` gave counts for nothing once the transaction is rolled back.
+    """
+
+    def register(self, name: str, fingerprint: str, plan: bytes) -> int: ...
+
+    def create(
+        self, session: Session | None, creations: Sequence[Creation]
+    ) -> Sequence[Created | Header | Literal["conflict"]]: ...
+
+    def commit(self, session: Session | None, changes: Sequence[Change]) -> Sequence[Outcome]: ...
+
+    def load(self, instance_id: str) -> Loaded | None: ...
+
+    def header(self, instance_id: str) -> Header | None: ...
+
+    def values(self, instance: int, seqs: Sequence[int]) -> Mapping[int, bytes]: ...
+
+    def plan(self, fingerprint: str, name: str) -> bytes | None: ...
 
 
 class Backend(Protocol):
@@ -348,6 +414,10 @@ class Backend(Protocol):
         """Return the outputs of these entries; entries without one are left out."""
         ...
 
+    def received(self, instance: int) -> Sequence[str]:
+        """Return the message ids that this run has accepted so far, sorted."""
+        ...
+
     def mail(self, session: Session) -> Mapping[int, Sequence[Message]]:
         """Return, oldest first, the messages posted to what this session holds, by instance. Raises ``LeaseLost``."""
         ...
@@ -369,8 +439,8 @@ class Backend(Protocol):
         ...
 
     def stuck(self, now_us: int) -> Sequence[Stuck]:
-        """Return every unfinished instance that nobody holds and that is not due at some time, waiting, paused or
-        ``held``."""
+        """Return every unfinished instance that is none of these: claimed by a session that exists, due at some time,
+        waiting for a message, paused, or ``held``. With unread messages the last three do not count."""
         ...
 
     # --- upkeep -----------------------------------------------------------------------------------
@@ -379,9 +449,25 @@ class Backend(Protocol):
         """Remove an ended instance with all its runs. Returns whether there was one; a live one is left alone."""
         ...
 
-    def purge(self, ended_before_us: int, limit: int) -> int:
-        """Remove up to ``limit`` instances that ended before a moment, oldest first, and return how many."""
+    def purge(self, ended_before_us: int | None, keep: int | None, limit: int) -> int:
+        """Remove up to ``limit`` ended instances, the one that ended first before others, and return how many.
+
+        Those may go that ended before ``ended_before_us``, and those that are not among the ``keep`` that ended last;
+        ``None`` asks for nothing, and one of the two must ask. An instance that has not ended never goes.
+        """
         ...
+
+    # --- the user's transaction -------------------------------------------------------------------
+
+    def within(self, connection: object) -> Joined:
+        """Return a view that works inside the user's transaction on ``connection``.
+
+        Raises ``OptionError`` for a connection that is not to this very store, and from a store whose
+        ``capabilities.user_transactions`` is false.
+        """
+        ...
+
+    # --- whether to look --------------------------------------------------------------------------
 
     def hint(self) -> int:
         """Return a number that changes when another session may have written. Cheap; a poll needs nothing else."""

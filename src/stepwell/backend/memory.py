@@ -4,26 +4,28 @@ It is meant to be read beside :mod:`.base`. Where another backend and this one d
 differential test in ``tests/backend`` runs the same random operations on both.
 
 A run is *held* while ``run.session`` names a session that still exists; ending a session is the one way to free what it
-holds. Due runs are found through a heap per definition whose entries may be stale: an entry counts only if the run is
-still free and still due at that moment, so nothing ever has to be taken out of the middle.
+holds. Due runs are found through a queue per definition whose entries may be stale: one counts only if the run is still
+free and still due at that moment, so nothing ever has to be taken out of the middle.
 """
 
 from __future__ import annotations
 
-import heapq
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from msgspec.structs import replace
 
 from stepwell.errors import Closed, LeaseLost, OptionError
-from stepwell.types import ENDED, State
+from stepwell.types import ENDED
 
 from .base import (
+    NO_SESSION,
     NOTHING_MOVES,
+    PATIENT,
+    UNREAD,
     Capabilities,
     Change,
     Created,
@@ -40,67 +42,13 @@ from .base import (
     Session,
     Stuck,
     check_creation,
+    check_purge,
 )
 from .liveness import is_dead, lease_clock
+from .memory_rows import Definition, Held, Queue, Run
 
 if TYPE_CHECKING:
     from stepwell.codec import Codec
-
-
-@dataclass(slots=True)
-class _Held:
-    """A session as the store knows it. ``runs`` are the numbers it holds, in order of claiming."""
-
-    session: Session
-    holder: Holder
-    until_us: int
-    runs: dict[int, None] = field(default_factory=dict[int, None])
-
-
-@dataclass(slots=True)
-class _Definition:
-    id: int
-    name: str
-    fingerprint: str
-    plan: bytes
-    due: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-
-
-@dataclass(slots=True)
-class _Run:
-    """One run of an instance. ``due_us`` counts only while it is not ended; ``replaced`` runs take no more writes."""
-
-    number: int
-    run: int
-    made: Creation
-    definition: _Definition
-    state: State
-    updated_us: int
-    ended_us: int | None
-    due_us: int | None
-    image: bytes | None
-    journal: list[Entry]
-    image_seq: int = 0
-    result_seq: int = 0
-    session: int = 0
-    replaced: bool = False
-    mail: list[Message] = field(default_factory=list[Message])
-    known: set[str] = field(default_factory=set[str])
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-    @property
-    def parked(self) -> bool:
-        """Whether its last rest still says when it wants to be claimed."""
-        return self.state in ("waiting", "paused", "held") and len(self.journal) == self.image_seq and not self.mail
-
-    def admits(self, change: Change) -> bool:
-        """Whether the change continues this run's journal without a gap and brings no message twice."""
-        if self.replaced or len(self.journal) != change.base or not self.known.isdisjoint(change.message_ids):
-            return False
-        return all(entry.seq == seq for seq, entry in enumerate(change.entries, change.base + 1))
 
 
 class InMemoryBackend:
@@ -131,10 +79,12 @@ class InMemoryBackend:
         self._lock = RLock()
         self._closed = False
         self._writes = 0
-        self._sessions: dict[int, _Held] = {}
-        self._definitions: list[_Definition] = []
-        self._runs: dict[int, _Run] = {}
-        self._last: dict[str, _Run] = {}
+        self._sessions: dict[int, Held] = {}
+        self._definitions: list[Definition] = []
+        self._runs: dict[int, Run] = {}
+        self._last: dict[str, Run] = {}
+        self._ended: dict[int, int] = {}  # of last runs, when they ended
+        self._oldest: list[tuple[int, int]] | None = None  # the same sorted, the next to purge last; None: not sorted
         self._numbers = 0
         self._messages = 0
         self._session_ids = 0
@@ -150,7 +100,7 @@ class InMemoryBackend:
             self._writes += 1
             self._session_ids += 1
             session = Session(self._session_ids, secrets.randbits(63), lease_us)
-            self._sessions[session.id] = _Held(session, holder, self._clock() + lease_us)
+            self._sessions[session.id] = Held(session, holder, self._clock() + lease_us)
             return session
 
     def renew(self, session: Session) -> None:
@@ -171,22 +121,24 @@ class InMemoryBackend:
                 if (known.name, known.fingerprint) == (name, fingerprint):
                     return known.id
             self._writes += 1
-            definition = _Definition(len(self._definitions) + 1, name, fingerprint, plan)
+            number = len(self._definitions) + 1
+            definition = Definition(number, name, fingerprint, plan, Queue(partial(self._is_due, number)))
             self._definitions.append(definition)
             return definition.id
 
     def create(
         self, session: Session | None, creations: Sequence[Creation]
     ) -> Sequence[Created | Header | Literal["conflict"]]:
+        for creation in creations:
+            check_creation(creation)
         with self._open():
             held = self._live(session) if session is not None else None
             for creation in creations:
-                check_creation(creation)
                 self._definition(creation.definition)
                 self._check_rest(creation.replacing)
             return [self._create(held, creation) for creation in creations]
 
-    def _create(self, held: _Held | None, creation: Creation) -> Created | Header | Literal["conflict"]:
+    def _create(self, held: Held | None, creation: Creation) -> Created | Header | Literal["conflict"]:
         last, change = self._last.get(creation.instance_id), creation.replacing
         if change is None and last is not None:
             return self._header(last)
@@ -195,49 +147,71 @@ class InMemoryBackend:
                 return "conflict"
             self._apply(last, change)
             self._replace(last)
-        run = self._insert(creation, last.run + 1 if last is not None else 1)
+        run = self._insert(creation, last)
         if held is not None and creation.claim and not run.ended:
             self._hold(held, run)
         return Created(self._header(run, held))
 
-    def _insert(self, creation: Creation, number_of_run: int) -> _Run:
+    def _insert(self, creation: Creation, last: Run | None) -> Run:
         self._writes += 1
         self._numbers += 1
-        ended_us = creation.at_us if creation.state in ENDED else None
-        run = _Run(
-            self._numbers, number_of_run, creation, self._definition(creation.definition), creation.state,
-            creation.at_us, ended_us, creation.due_us, creation.image, list(creation.entries),
+        updated_us = creation.updated_us or creation.at_us
+        end_us = creation.at_us if creation.ended_us is None else creation.ended_us
+        ended_us = end_us if creation.state in ENDED else None
+        run = Run(
+            self._numbers, creation.run or (last.run + 1 if last is not None else 1), creation,
+            self._definition(creation.definition), creation.state, updated_us, ended_us, creation.due_us,
+            creation.image, list(creation.entries), last, result_seq=creation.result_seq,
         )  # fmt: skip
         run.image_seq = len(run.journal) if run.image is not None else 0
+        if creation.messages or creation.message_ids:
+            self._restore_inbox(run, creation)
         self._runs[run.number] = self._last[creation.instance_id] = run
+        if ended_us is not None:
+            self._note_end(run)
         self._queue(run)
         return run
 
-    def _replace(self, run: _Run) -> None:
+    def _restore_inbox(self, run: Run, creation: Creation) -> None:
+        run.known.update(creation.message_ids)
+        for message in creation.messages:
+            self._receive(run, message)
+        run.due_us = 0 if run.mail else run.due_us
+
+    def _replace(self, run: Run) -> None:
         """Close a run to every further write, whoever holds it."""
         self._drop_claim(run)
         run.replaced, run.due_us = True, None
         run.mail.clear()
+        self._ended.pop(run.number, None)
 
     def commit(self, session: Session | None, changes: Sequence[Change]) -> Sequence[Outcome]:
         with self._open():
             held = self._live(session) if session is not None else None
             for change in changes:
-                self._check_rest(change)
+                if change.rest is not None:
+                    self._check_rest(change)
             return [self._commit(held, change) for change in changes]
 
-    def _commit(self, held: _Held | None, change: Change) -> Outcome:
+    def _commit(self, held: Held | None, change: Change) -> Outcome:
         run = self._runs.get(change.instance)
         if run is None:
             return "conflict"
-        if (held is None or run.session != held.session.id) and self._holder_of(run) is not None:
+        ours = held is not None and run.session == held.session.id
+        if not ours and self._holder_of(run) is not None:
             return "conflict" if held is not None else "held"
         if not run.admits(change):
             return "conflict"
+        if (
+            ours and change.rest is None and not (change.taken or change.message_ids)
+        ):  # work goes on, as after nearly every step
+            self._writes += 1
+            run.journal.extend(change.entries)
+            return "done"
         self._apply(run, change)
         return self._settle(run, held, change.rest)
 
-    def _apply(self, run: _Run, change: Change) -> None:
+    def _apply(self, run: Run, change: Change) -> None:
         self._writes += 1
         run.journal.extend(change.entries)
         run.known.update(change.message_ids)
@@ -250,8 +224,9 @@ class InMemoryBackend:
         run.definition = run.definition if rest.definition is None else self._definition(rest.definition)
         run.updated_us = change.entries[-1].at_us if change.entries else run.updated_us
         run.ended_us = run.updated_us if run.ended else None
+        self._note_end(run)
 
-    def _settle(self, run: _Run, held: _Held | None, rest: Rest | None) -> Outcome:
+    def _settle(self, run: Run, held: Held | None, rest: Rest | None) -> Outcome:
         """Decide who holds the run after a change, and whether anyone has to look at it soon."""
         if run.ended:
             self._drop_claim(run)
@@ -277,11 +252,14 @@ class InMemoryBackend:
             if self._holder_of(run) is None:
                 return "free"
             self._writes += 1
-            self._messages += 1
-            run.mail.append(replace(message, id=self._messages))
-            if message.message_id:
-                run.known.add(message.message_id)
+            self._receive(run, message)
             return "posted"
+
+    def _receive(self, run: Run, message: Message) -> None:
+        self._messages += 1
+        run.mail.append(replace(message, id=self._messages))
+        if message.message_id:
+            run.known.add(message.message_id)
 
     # --- claiming ---------------------------------------------------------------------------------
 
@@ -300,29 +278,20 @@ class InMemoryBackend:
             held = self._live(session)
             for other in [other for other in self._sessions.values() if other is not held and self._over(other)]:
                 self._end(other)
-            found: list[_Run] = []
+            found: list[Run] = []
             while len(found) < limit and (run := self._next_due(definitions, now_us)) is not None:
                 self._hold(held, run)
                 found.append(run)
             return [self._loaded(run, held) for run in found]
 
-    def _next_due(self, definitions: Iterable[int], now_us: int) -> _Run | None:
+    def _next_due(self, definitions: Iterable[int], now_us: int) -> Run | None:
         """Return the free run that is due longest, leaving its queue entry to go stale."""
-        due: list[tuple[int, int]] = []
-        for definition in map(self._definition, definitions):
-            if (first := self._first_due(definition)) is not None and first[0] <= now_us:
-                due.append(first)
-        return self._runs[min(due)[1]] if due else None
+        firsts = [first for number in definitions if (first := self._definition(number).due.first()) is not None]
+        return self._runs[min(firsts)[1]] if firsts and min(firsts)[0] <= now_us else None
 
-    def _first_due(self, definition: _Definition) -> tuple[int, int] | None:
-        queue = definition.due
-        while queue:
-            due_us, number = queue[0]
-            run = self._runs.get(number)
-            if run is not None and not run.session and run.definition is definition and run.due_us == due_us:
-                return queue[0]
-            heapq.heappop(queue)
-        return None
+    def _is_due(self, definition: int, due_us: int, number: int) -> bool:
+        run = self._runs.get(number)
+        return run is not None and not run.session and run.definition.id == definition and run.due_us == due_us
 
     def release(self, session: Session, instances: Sequence[int]) -> None:
         with self._open():
@@ -349,6 +318,11 @@ class InMemoryBackend:
             wanted = set(seqs)
             found = run.journal if run is not None else []
             return {entry.seq: entry.output for entry in found if entry.seq in wanted and entry.output is not None}
+
+    def received(self, instance: int) -> Sequence[str]:
+        with self._open():
+            run = self._runs.get(instance)
+            return sorted(run.known) if run is not None else []
 
     def mail(self, session: Session) -> Mapping[int, Sequence[Message]]:
         with self._open():
@@ -378,16 +352,22 @@ class InMemoryBackend:
         with self._open():
             return sum(1 for _ in self._matching(where))
 
-    def _matching(self, where: Filter) -> Iterator[_Run]:
+    def _matching(self, where: Filter) -> Iterator[Run]:
         return (run for run in self._last.values() if _matches(run, where))
 
     def stuck(self, now_us: int) -> Sequence[Stuck]:
         with self._open():
-            return [Stuck(run.made.instance_id, NOTHING_MOVES) for run in self._last.values() if self._stuck(run)]
+            reasons = ((run.made.instance_id, self._why_stuck(run)) for run in self._last.values())
+            return [Stuck(instance_id, reason) for instance_id, reason in reasons if reason is not None]
 
-    def _stuck(self, run: _Run) -> bool:
-        moved = run.ended or run.state in ("waiting", "paused", "held") or run.due_us is not None
-        return not moved and run.session not in self._sessions
+    def _why_stuck(self, run: Run) -> str | None:
+        if run.ended or run.session in self._sessions:
+            return None
+        if run.session:
+            return NO_SESSION
+        if run.due_us is not None:
+            return None
+        return NOTHING_MOVES if run.state not in PATIENT else UNREAD if run.mail else None
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -399,16 +379,32 @@ class InMemoryBackend:
             self._remove(instance_id)
             return True
 
-    def purge(self, ended_before_us: int, limit: int) -> int:
+    def purge(self, ended_before_us: int | None, keep: int | None, limit: int) -> int:
+        check_purge(ended_before_us, keep)
         with self._open():
-            ended = sorted(
-                (run.ended_us, run.number, run.made.instance_id)
-                for run in self._last.values()
-                if run.ended_us is not None and run.ended_us < ended_before_us
-            )[: max(limit, 0)]
-            for _, _, instance_id in ended:
-                self._remove(instance_id)
-            return len(ended)
+            if self._oldest is None:
+                self._oldest = sorted(((ended_us, number) for number, ended_us in self._ended.items()), reverse=True)
+            beyond = len(self._ended) - keep if keep is not None else 0
+            removed = 0
+            while removed < limit and self._oldest:
+                ended_us, number = self._oldest[-1]
+                if number in self._ended:
+                    if removed >= beyond and (ended_before_us is None or ended_us >= ended_before_us):
+                        break
+                    self._remove(self._runs[number].made.instance_id)
+                    removed += 1
+                self._oldest.pop()
+            return removed
+
+    # --- the user's transaction -------------------------------------------------------------------
+
+    def within(self, connection: object) -> NoReturn:
+        raise OptionError(
+            f"an InMemoryBackend has no transactions to join, so it cannot use a {type(connection).__name__}: leave "
+            "connection= out, or use SqliteBackend(path) with a connection of backend.connect()"
+        )
+
+    # --- whether to look --------------------------------------------------------------------------
 
     def hint(self) -> int:
         with self._open():
@@ -430,16 +426,16 @@ class InMemoryBackend:
             raise Closed("this InMemoryBackend is closed; make a new one")
         return self._lock
 
-    def _live(self, session: Session) -> _Held:
+    def _live(self, session: Session) -> Held:
         held = self._sessions.get(session.id)
         if held is None or held.session.token != session.token:
             raise LeaseLost("this session was ended or taken over")
         return held
 
-    def _over(self, held: _Held) -> bool:
+    def _over(self, held: Held) -> bool:
         return held.until_us <= self._clock() or is_dead(held.holder)
 
-    def _holder_of(self, run: _Run) -> _Held | None:
+    def _holder_of(self, run: Run) -> Held | None:
         """Return the live session that holds the run, after ending one that is not live any more."""
         held = self._sessions.get(run.session)
         if held is None or not self._over(held):
@@ -447,35 +443,41 @@ class InMemoryBackend:
         self._end(held)
         return None
 
-    def _hold(self, held: _Held, run: _Run) -> None:
+    def _hold(self, held: Held, run: Run) -> None:
         self._writes += 1
         held.runs[run.number] = None
         run.session = held.session.id
 
-    def _drop_claim(self, run: _Run) -> None:
+    def _drop_claim(self, run: Run) -> None:
         held = self._sessions.get(run.session)
         if held is not None:
             del held.runs[run.number]
         run.session = 0
 
-    def _free(self, run: _Run) -> None:
+    def _free(self, run: Run) -> None:
         """End a claim without a rest: whoever comes next has to look, unless the run is still parked as it was."""
         self._writes += 1
         self._drop_claim(run)
         run.due_us = run.due_us if run.parked else 0
         self._queue(run)
 
-    def _end(self, held: _Held) -> None:
+    def _end(self, held: Held) -> None:
         self._writes += 1
         for number in tuple(held.runs):
             self._free(self._runs[number])
         del self._sessions[held.session.id]
 
-    def _queue(self, run: _Run) -> None:
+    def _queue(self, run: Run) -> None:
         if run.due_us is not None and not run.ended:
-            heapq.heappush(run.definition.due, (run.due_us, run.number))
+            run.definition.due.push(run.due_us, run.number)
 
-    def _definition(self, number: int) -> _Definition:
+    def _note_end(self, run: Run) -> None:
+        if run.ended_us is not None:
+            self._ended[run.number], self._oldest = run.ended_us, None
+        else:
+            self._ended.pop(run.number, None)
+
+    def _definition(self, number: int) -> Definition:
         if not 1 <= number <= len(self._definitions):
             raise OptionError(f"no definition has the number {number}; register it in this backend first")
         return self._definitions[number - 1]
@@ -486,15 +488,17 @@ class InMemoryBackend:
 
     def _remove(self, instance_id: str) -> None:
         self._writes += 1
-        del self._last[instance_id]
-        for number in [run.number for run in self._runs.values() if run.made.instance_id == instance_id]:
-            del self._runs[number]
+        run: Run | None = self._last.pop(instance_id)
+        while run is not None:
+            self._ended.pop(run.number, None)
+            del self._runs[run.number]
+            run = run.earlier
 
-    def _loaded(self, run: _Run, asking: _Held | None = None) -> Loaded:
+    def _loaded(self, run: Run, asking: Held | None = None) -> Loaded:
         later, header = run.journal[run.image_seq :], self._header(run, asking)
         return Loaded(header, run.image, [replace(entry, output=None) for entry in later], tuple(run.mail))
 
-    def _header(self, run: _Run, asking: _Held | None = None) -> Header:
+    def _header(self, run: Run, asking: Held | None = None) -> Header:
         held = self._sessions.get(run.session)
         if held is not None and held is not asking and self._over(held):
             held = None
@@ -517,10 +521,12 @@ class InMemoryBackend:
             labels=run.made.labels,
             trace=run.made.trace,
             session=held.session.id if held is not None else 0,
+            definition=run.definition.id,
+            origin=run.made.origin,
         )
 
 
-def _matches(run: _Run, where: Filter) -> bool:
+def _matches(run: Run, where: Filter) -> bool:
     return (
         (not where.states or run.state in where.states)
         and (not where.workflow or run.definition.name == where.workflow)

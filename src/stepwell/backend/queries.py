@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from .base import Filter
@@ -71,9 +72,10 @@ POST: Final = "INSERT INTO inbox (instance, kind, name, payload, at_us, message_
 
 NEW_INSTANCE: Final = """
 INSERT INTO instance (instance_id, run, definition, state, created_us, updated_us, ended_us, input_digest,
-    labels, trace, image, image_seq)
-VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+    labels, trace, origin, image, image_seq, result_seq)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+NEW_LABEL: Final = "INSERT INTO label (instance, key, value) VALUES (?, ?, ?)"
 NEW_AGENDA: Final = "INSERT INTO agenda (instance, definition, due_us, session) VALUES (?, ?, ?, ?)"
 LAST_RUN: Final = "SELECT id, run FROM instance WHERE instance_id = ? ORDER BY run DESC LIMIT 1"
 
@@ -93,16 +95,16 @@ WHERE definition = ? AND session IS NULL AND due_us IS NOT NULL AND due_us <= ? 
 
 # --- reading ----------------------------------------------------------------------------------------
 
-HEADER: Final = """
+_COLUMNS: Final = """
 SELECT i.id, i.instance_id, i.run, d.name, d.fingerprint, i.state,
     (SELECT ifnull(max(seq), 0) FROM journal WHERE instance = i.id),
     i.created_us, i.updated_us, i.ended_us, a.due_us, i.input_digest, i.result_seq, a.session,
-    (SELECT count(*) FROM inbox WHERE instance = i.id), i.labels, i.trace
-FROM instance i JOIN definition d ON d.id = i.definition LEFT JOIN agenda a ON a.instance = i.id
+    (SELECT count(*) FROM inbox WHERE instance = i.id), i.labels, i.trace, i.definition, i.origin
 """
-HEADER_LAST: Final = HEADER + "WHERE i.instance_id = ? ORDER BY i.run DESC LIMIT 1"
-HEADER_OF: Final = HEADER + "WHERE i.id = ?"
-COUNT: Final = "SELECT count(*) FROM instance i JOIN definition d ON d.id = i.definition "
+_COUNT: Final = "SELECT count(*)"
+_JOINS: Final = "CROSS JOIN definition d ON d.id = i.definition LEFT JOIN agenda a ON a.instance = i.id"
+HEADER_LAST: Final = f"{_COLUMNS} FROM instance i {_JOINS} WHERE i.instance_id = ? ORDER BY i.run DESC LIMIT 1"
+HEADER_OF: Final = f"{_COLUMNS} FROM instance i {_JOINS} WHERE i.id = ?"
 IMAGE: Final = "SELECT image, image_seq FROM instance WHERE id = ?"
 ENTRIES_AFTER: Final = """
 SELECT seq, facts, NULL, at_us, took_us FROM journal WHERE instance = ? AND seq > ? ORDER BY seq
@@ -119,26 +121,44 @@ VALUES: Final = """
 SELECT seq, output FROM journal
 WHERE instance = ? AND output IS NOT NULL AND seq IN (SELECT value FROM json_each(?))
 """
+RECEIVED: Final = "SELECT message_id FROM received WHERE instance = ? ORDER BY message_id"
 PLAN: Final = "SELECT plan FROM definition WHERE name = ? AND fingerprint = ?"
 META: Final = "SELECT value FROM meta WHERE key = ?"
+# All unfinished instances are looked at, and of each its few rows elsewhere, never the journal.
 STUCK: Final = """
-SELECT i.instance_id, a.session FROM instance i LEFT JOIN agenda a ON a.instance = i.id
-WHERE i.ended_us IS NULL AND NOT i.replaced AND (
-    a.session IS NULL AND a.due_us IS NULL AND i.state NOT IN ('waiting', 'paused', 'held')
-    OR a.session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM session WHERE id = a.session)
-)
-ORDER BY i.id
+SELECT instance_id, reason FROM (SELECT i.id, i.instance_id, CASE
+    WHEN i.replaced THEN 'a later run of it is missing'
+    WHEN a.instance IS NULL THEN 'it has no row in the agenda'
+    WHEN a.session IS NOT NULL THEN
+        CASE WHEN NOT EXISTS (SELECT 1 FROM session WHERE id = a.session) THEN ?1 END
+    WHEN a.due_us IS NOT NULL THEN
+        CASE WHEN NOT EXISTS (SELECT 1 FROM definition WHERE id = i.definition AND id = a.definition)
+            THEN 'it is due under a definition that is not its own' END
+    WHEN i.state NOT IN ('waiting', 'paused', 'held') THEN ?2
+    WHEN EXISTS (SELECT 1 FROM inbox WHERE instance = i.id) THEN ?3
+    END AS reason
+FROM instance i LEFT JOIN agenda a ON a.instance = i.id
+WHERE (i.ended_us IS NULL OR i.state NOT IN ('completed', 'failed', 'cancelled')) AND NOT (
+    i.replaced AND EXISTS (SELECT 1 FROM instance later WHERE later.instance_id = i.instance_id AND later.run > i.run)
+))
+WHERE reason IS NOT NULL ORDER BY id
 """
 
 # --- upkeep -----------------------------------------------------------------------------------------
 
 ENDED_BEFORE: Final = """
-SELECT instance_id FROM instance WHERE ended_us IS NOT NULL AND ended_us < ? AND NOT replaced ORDER BY ended_us, id
-LIMIT ?
+SELECT instance_id FROM instance WHERE ended_us IS NOT NULL AND NOT replaced AND (ended_us, id) < (?, ?)
+ORDER BY ended_us, id LIMIT ?
+"""
+NEWEST_ENDED: Final = """
+SELECT ended_us, id + 1 FROM instance WHERE ended_us IS NOT NULL AND NOT replaced
+ORDER BY ended_us DESC, id DESC LIMIT 1 OFFSET ?
 """
 LAST_ENDED: Final = """
 SELECT ended_us IS NOT NULL FROM instance WHERE instance_id = ? ORDER BY run DESC LIMIT 1
 """
+LABELS: Final = "SELECT id, labels FROM instance WHERE instance_id = ? AND labels IS NOT NULL"
+REMOVE_LABEL: Final = "DELETE FROM label WHERE instance = ? AND key = ? AND value = ?"
 REMOVE: Final = (
     "DELETE FROM journal WHERE instance IN (SELECT id FROM instance WHERE instance_id = ?)",
     "DELETE FROM inbox WHERE instance IN (SELECT id FROM instance WHERE instance_id = ?)",
@@ -147,13 +167,36 @@ REMOVE: Final = (
 )
 
 
-def matching(where: Filter) -> tuple[str, list[object]]:
-    """Return the WHERE clause of a filter, made of fixed pieces, and its bound values."""
+# --- lists ------------------------------------------------------------------------------------------
+
+_OPEN: Final = frozenset({"pending", "running", "waiting", "paused", "held"})
+_RARE: Final = frozenset({"failed", "cancelled", "paused", "held"})
+# Word for word as in the index, so that it is used.
+_IS_RARE: Final = "(i.state = 'failed' OR i.state = 'cancelled' OR i.state = 'paused' OR i.state = 'held')"
+
+
+def page(where: Filter) -> tuple[str, list[object]]:
+    """Return the query of a page of headers, newest first, and its bound values."""
+    source, number, pieces, values = _found(where)
+    if where.after is not None:
+        pieces.append(f"{number} < ?")
+        values.append(where.after)
+    values.append(max(where.limit, 0))
+    query = f"{_COLUMNS} FROM {source} {_JOINS} WHERE {' AND '.join(pieces)} ORDER BY {number} DESC LIMIT ?"
+    return query, values
+
+
+def count(where: Filter) -> tuple[str, list[object]]:
+    """Return the query of how many match, and its bound values."""
+    source, _, pieces, values = _found(where)
+    condition = " AND ".join(pieces)
+    return f"{_COUNT} FROM {source} CROSS JOIN definition d ON d.id = i.definition WHERE {condition}", values
+
+
+def _found(where: Filter) -> tuple[str, str, list[str], list[object]]:
+    """Return what to walk, the column that numbers instances there, and the conditions, made of fixed pieces."""
     pieces: list[str] = ["NOT i.replaced"]
     values: list[object] = []
-    if where.states:
-        pieces.append(f"i.state IN ({', '.join('?' * len(where.states))})")
-        values += where.states
     for piece, value in (
         ("d.name = ?", where.workflow or None),
         ("i.created_us >= ?", where.created_from_us),
@@ -162,9 +205,31 @@ def matching(where: Filter) -> tuple[str, list[object]]:
         if value is not None:
             pieces.append(piece)
             values.append(value)
-    for key, text in where.labels.items():
-        pieces.append("EXISTS (SELECT 1 FROM json_each(i.labels) WHERE key = ? AND value = ?)")
-        values += (key, text)
+    if where.states:
+        pieces.append("i.state = ?" if len(where.states) == 1 else f"i.state IN ({_marks(where.states)})")
+        values += where.states
     if where.unfinished:
-        pieces.append("i.id IN (SELECT instance FROM agenda)")
-    return " AND ".join(pieces), values
+        pieces.append("i.ended_us IS NULL")
+    source, number = _way_in(where, pieces, values)
+    return source, number, pieces, values
+
+
+def _way_in(where: Filter, pieces: list[str], values: list[object]) -> tuple[str, str]:
+    """Choose what is walked: the few that have a label or a rare state, else what has not ended, else all."""
+    if labels := list(where.labels.items()):
+        for label in labels[1:]:
+            pieces.append("EXISTS (SELECT 1 FROM label WHERE key = ? AND value = ? AND instance = i.id)")
+            values += label
+        pieces.append("l.key = ? AND l.value = ?")
+        values += labels[0]
+        return "label l CROSS JOIN instance i ON i.id = l.instance", "l.instance"
+    if where.states and _RARE.issuperset(where.states):
+        pieces.append(_IS_RARE)
+        return "instance i INDEXED BY instance_rare", "i.id"
+    if where.unfinished or (where.states and _OPEN.issuperset(where.states)):
+        return "agenda o CROSS JOIN instance i ON i.id = o.instance", "o.instance"
+    return "instance i", "i.id"
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -17,10 +17,10 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from threading import RLock
 from types import FrameType, TracebackType
-from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 import apsw
 
@@ -37,6 +37,8 @@ from stepwell.errors import (
     UsageError,
 )
 
+from .sqlite_connection import Connection, NotAdmitted
+
 Durability: TypeAlias = Literal["full", "fast"]
 T = TypeVar("T")
 
@@ -49,36 +51,11 @@ UNKNOWN: Final = " while committing: whether this write landed is not known"
 
 # synchronous: 2 is FULL, every commit is flushed; 1 is NORMAL, only checkpoints are. Longer between checkpoints pays
 # only where commits are not flushed.
+_SYNCHRONOUS: Final = {"full": 2, "fast": 1}
 _PRAGMAS: Final = {
     "full": {"journal_mode": "wal", "synchronous": 2, "wal_autocheckpoint": 1000},
     "fast": {"journal_mode": "wal", "synchronous": 1, "wal_autocheckpoint": 4000},
 }
-
-
-class NotAdmitted(BackendError):
-    """Rows that contradict what is stored; the transaction was rolled back."""
-
-
-class Rows(Protocol):
-    """The rows a statement gave, one tuple each. What the columns hold is known by the statement alone."""
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
-    def fetchone(self) -> tuple[Any, ...] | None: ...
-    def fetchall(self) -> list[tuple[Any, ...]]: ...
-
-
-class Connection(Protocol):
-    """The part of ``apsw.Connection`` that is used here, with types that say what it takes."""
-
-    @property
-    def in_transaction(self) -> bool: ...
-    def execute(self, statements: str, bindings: Sequence[object] = ..., /) -> Rows: ...
-    def executemany(self, statements: str, bindings: Iterable[Sequence[object]], /) -> Rows: ...
-    def changes(self) -> int: ...
-    def total_changes(self) -> int: ...
-    def last_insert_rowid(self) -> int: ...
-    def readonly(self, name: str, /) -> bool: ...
-    def close(self) -> None: ...
 
 
 class Database:
@@ -103,6 +80,8 @@ class Database:
         _check_place(path)
         _create_private(path)
         self.connection = cast(Connection, self._guarded(self._connect))
+        #: The whole path when the file was opened; asked once, as the connection may be busy in another thread.
+        self.file = self.connection.db_filename("main")
         try:
             self._guarded(lambda: self._prepare(codec_id))
         except BaseException:
@@ -192,6 +171,11 @@ class Database:
                 time.sleep(random.random() * PAUSE_MAX_S)  # noqa: S311 - an uneven pause is no secret
             except apsw.Error as error:
                 self.fail(error)
+
+    @property
+    def synchronous(self) -> int:
+        """How surely a commit is on the disk, in the numbers of ``PRAGMA synchronous``."""
+        return _SYNCHRONOUS[self._durability]
 
     # --- using ------------------------------------------------------------------------------------
 
@@ -335,13 +319,19 @@ def _roll_back(connection: Connection) -> None:
         connection.execute("ROLLBACK")
 
 
-def checked_path(path: object) -> str:
-    """Return the path as text, or refuse what is not a plain file path."""
-    if type(path).__module__ == "sqlite3":
+def refuse_sqlite3(given: object, taker: str) -> None:
+    """Refuse a connection of the standard library with the reason."""
+    if any(kind.__module__ == "sqlite3" for kind in type(given).__mro__):
+        wanted = "an apsw.Connection" if taker.endswith("=") else "a path"
         raise OptionError(
-            "SqliteBackend takes a path, not a sqlite3 connection: two SQLite libraries on one file in one process "
+            f"{taker} takes {wanted}, not a sqlite3 connection: two SQLite libraries on one file in one process "
             "break each other's locks; use backend.connect() for a connection beside it"
         )
+
+
+def checked_path(path: object) -> str:
+    """Return the path as text, or refuse what is not a plain file path."""
+    refuse_sqlite3(path, "SqliteBackend")
     if not isinstance(path, str | os.PathLike):
         raise OptionError(f"SqliteBackend takes a path, not {type(path).__name__}")
     text = os.fspath(cast("str | os.PathLike[str]", path))

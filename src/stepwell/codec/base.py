@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Protocol
+from zlib import crc32
 
 import msgspec
 
 from stepwell.errors import CorruptValue, DecodeError, EncodeError, OptionError, ValueTooLarge
 from stepwell.types import DEFAULT_LIMITS, Limits
 
-from .envelope import FLAGS_AT, HEADER_BYTES, PLAIN, opener, sealer
+from .envelope import FLAGS_AT, HEADER_BYTES, PLAIN, head_of, opener, sealer
 from .plain import MANY
 from .tags import DICT, LEAVES, TYPE, Damaged, Misfit, Node, TooLarge, type_of
 from .typed import Readers
@@ -90,13 +91,15 @@ class EnvelopeCodec:
     def __init__(self, form: Format, limits: Limits) -> None:
         if not 1 <= limits.depth <= DEPTH_MAX:
             raise OptionError(f"Limits.depth is {limits.depth}; codecs take 1 to {DEPTH_MAX}")
-        self.name, self.id, self.limits = form.name, form.id, limits
+        self.name, self.id, self.limits, self.binary = form.name, form.id, limits, form.binary
         self._writer = writer = Writer(limits, form.dumps, binary=form.binary)
-        self._dumps, self._size_few = writer.dumps, writer.size_few
+        self.dumps, self._size_few = writer.dumps, writer.size_few
         self._canonical = _canonical_writer(limits)
         self._readers = Readers(limits, self._writer.shape)
-        self._tree = _tree_opener(form, limits)
+        self._tree, self._loads = _tree_opener(form, limits), form.loads
         self._seal, self._seal_plain = sealer(form.id, 0), sealer(form.id, PLAIN)
+        self._plain_head = head_of(form.id, PLAIN)
+        self._short = _short(form, limits)
         self._decoders: dict[object, Callable[[bytes], object]] = {}
         self._room = limits.value_bytes - HEADER_BYTES
 
@@ -108,11 +111,12 @@ class EnvelopeCodec:
             size = self._size_few(value, 1)  # Writer.is_plain, written out: most calls end within these lines
             if size >= 0 or (size == MANY and self._writer.is_plain_in_all(value)):
                 try:
-                    payload: bytes | None = self._dumps(value)
+                    payload: bytes | None = self.dumps(value)
                 except _REFUSALS:
                     payload = None  # an int over 64 bits or a lone surrogate; a walk finds and tags it
                 if payload is not None and len(payload) <= self._room:
-                    return self._seal_plain(payload)
+                    head, seed = self._plain_head  # sealed here for the same reason
+                    return head + crc32(payload, seed).to_bytes(4, "big") + payload
             return self._seal(self._tagged(value))
         except Exception as error:  # noqa: BLE001 - see _encode_error
             raise _encode_error(error, value) from (None if isinstance(error, Misfit) else error)
@@ -130,6 +134,20 @@ class EnvelopeCodec:
 
     def decode(self, data: bytes, declared: object = Any) -> object:
         return self.decoder(declared)(data)
+
+    def tree_of(self, data: bytes) -> Node:
+        """The tree in an envelope as :mod:`.tags` describes it, within limits. Raises CorruptValue, UnknownFormat."""
+        return self._tree(data)
+
+    def envelope_of(self, tree: Node, *, plain: bool) -> bytes:
+        """The envelope of a tree; ``plain`` says that no tag is in it. Raises CorruptValue, ValueTooLarge."""
+        try:
+            payload = self.dumps(tree)
+        except _REFUSALS:
+            raise CorruptValue(f"the stored value is damaged: its tree is none that {self.name} can hold") from None
+        if len(payload) > self._room:
+            raise ValueTooLarge(too_large(self.limits).reason)
+        return (self._seal_plain if plain else self._seal)(payload)
 
     def digest(self, value: object) -> bytes:
         """See :func:`digest`."""
@@ -149,10 +167,11 @@ class EnvelopeCodec:
         fields = shape.take(value)
         if self._size_few(fields, 1) < 0:
             return None
-        return _dumps_or_none(self._dumps, {TYPE: shape.name, **fields})
+        return _dumps_or_none(self.dumps, {TYPE: shape.name, **fields})
 
     def _make_decoder(self, declared: object) -> Callable[[bytes], object]:
-        tree = self._tree
+        tree, loads, short, (head, seed) = self._tree, self._loads, self._short, self._plain_head
+        number = int.from_bytes
         try:
             read, natives, plain = self._readers.of(declared)
         except Misfit as misfit:
@@ -160,6 +179,14 @@ class EnvelopeCodec:
 
         def decode(data: bytes) -> object:
             try:
+                # What most values are, plain and too short to break a limit, is opened here and not in three calls.
+                payload = data[9:]
+                if len(data) <= short and data[:5] == head and crc32(payload, seed) == number(data[5:9], "big"):
+                    try:
+                        node = loads(payload)
+                    except _DAMAGE:
+                        node = tree(data)  # it says what is the matter
+                    return node if type(node) in plain else read(node)
                 node = tree(data)
                 return node if type(node) in (plain if data[FLAGS_AT] & PLAIN else natives) else read(node)
             except Misfit as misfit:
@@ -226,7 +253,7 @@ def _tree_opener(form: Format, limits: Limits) -> Callable[[bytes], object]:
     """A function that checks an envelope and gives the tree in it, within limits."""
     open_envelope, loads, openings = opener(form.id), form.loads, form.openings
     value_bytes, depth, keys = limits.value_bytes, limits.depth, limits.keys
-    short = min(keys, depth * form.level_bytes)  # too short to exceed the limits; most payloads are
+    short = _short(form, limits)
 
     def tree(data: bytes) -> object:
         if len(data) > value_bytes:
@@ -241,6 +268,11 @@ def _tree_opener(form: Format, limits: Limits) -> Callable[[bytes], object]:
         return node
 
     return tree
+
+
+def _short(form: Format, limits: Limits) -> int:
+    """A length up to which no payload can exceed the limits on depth and keys; most payloads are shorter."""
+    return min(limits.keys, limits.depth * form.level_bytes, limits.value_bytes)
 
 
 def _check_tree(node: Node, limits: Limits, depth: int) -> None:

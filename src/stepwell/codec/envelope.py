@@ -34,10 +34,15 @@ _HEADER: Final = Struct(">5sI")
 _NO_ENVELOPE: Final = "the stored bytes are not a stepwell value: they do not start with its header"
 
 
+def head_of(codec_id: int, flags: int) -> tuple[bytes, int]:
+    """The first bytes of an envelope of this codec and these flags, and what its checksum begins with."""
+    head = MAGIC + bytes((VERSION, codec_id, flags))
+    return head, crc32(head)
+
+
 def sealer(codec_id: int, flags: int) -> Callable[[bytes], bytes]:
     """A function that puts the header of this codec and these flags in front of a payload."""
-    head = MAGIC + bytes((VERSION, codec_id, flags))
-    seed = crc32(head)
+    head, seed = head_of(codec_id, flags)
 
     def seal(payload: bytes) -> bytes:
         return head + crc32(payload, seed).to_bytes(4, "big") + payload
@@ -47,8 +52,7 @@ def sealer(codec_id: int, flags: int) -> Callable[[bytes], bytes]:
 
 def opener(codec_id: int) -> Callable[[bytes], bytes]:
     """A function that checks an envelope of this codec and returns its payload."""
-    heads = [MAGIC + bytes((VERSION, codec_id, flags)) for flags in (0, PLAIN)]
-    seed_of = {head: crc32(head) for head in heads}.get
+    seed_of = dict(head_of(codec_id, flags) for flags in (0, PLAIN)).get
     unpack = _HEADER.unpack_from
 
     def open_envelope(data: bytes) -> bytes:

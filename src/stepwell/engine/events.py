@@ -6,7 +6,7 @@ run) leads to no facts, so delivering it twice is harmless.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -93,7 +93,7 @@ class ResumeAsked(msgspec.Struct, frozen=True, gc=False):
 
 
 class RetryAsked(msgspec.Struct, frozen=True, gc=False):
-    """Continue a failed, cancelled or held run from where it stopped."""
+    """Continue a failed or cancelled run from where it stopped. What is held waits for :class:`Decided`."""
 
     by: str = ""
 
@@ -105,6 +105,39 @@ class HoldAsked(msgspec.Struct, frozen=True, gc=False):
     detail: str
     node: int = 0
     turns: Turns = ()
+
+
+class Decided(msgspec.Struct, frozen=True, gc=False):
+    """A person's decision about what the hold names, which ends the hold.
+
+    ``complete``: the event's value is the step's output, ``tag`` what :class:`Succeeded` would say (a route's case,
+    ``again`` or ``done``). ``fail``: the value is an error record, and no attempt follows. ``rerun``: the step runs
+    again as the next attempt. Of a hold that names no step (node 0), ``rerun`` lets the run go on and ``fail`` ends it.
+    """
+
+    node: int
+    turns: Turns
+    kind: Literal["rerun", "complete", "fail"]
+    tag: str = ""
+    by: str = ""
+
+
+class MoveAsked(msgspec.Struct, frozen=True, gc=False):
+    """Go on under another graph; :func:`stepwell.engine.change.compare` makes it, from the state that has this ``seq``.
+
+    The other fields are those of :class:`~stepwell.engine.facts.RunMoved`; ``ready`` are children of open parallels
+    that nothing keeps from starting and that have not.
+    """
+
+    seq: int
+    source: str
+    target: str
+    rows: tuple[tuple[int, int, int], ...]
+    scopes: tuple[tuple[int, Turns, tuple[int, ...]], ...]
+    values: tuple[tuple[int, Turns, int], ...]
+    tags: tuple[tuple[int, str], ...]
+    paths: tuple[tuple[int, Turns, str], ...]
+    ready: tuple[Key, ...]
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
@@ -127,5 +160,7 @@ Event: TypeAlias = (
     | ResumeAsked
     | RetryAsked
     | HoldAsked
+    | Decided
+    | MoveAsked
     | Settled
 )

@@ -18,6 +18,7 @@ from stepwell.flow.plan import Key, Turns
 from stepwell.seal import seal, unseal
 
 EndState: TypeAlias = Literal["completed", "failed", "cancelled"]
+Decision: TypeAlias = Literal["rerun", "complete", "fail"]
 
 
 # --- heads -----------------------------------------------------------------------------
@@ -126,6 +127,46 @@ class CursorKept(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_
     turns: Turns
 
 
+class HoldDecided(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=15):
+    """A person has decided about what is held, and the hold is over.
+
+    ``complete``: the step is done and the entry's value is its output (a route takes the case that ``tag`` names).
+    ``fail``: it failed for good and the value is the error record; node 0: the run itself fails, and ends when what is
+    open has settled. ``rerun``: what follows opens it again, if it had begun.
+    """
+
+    node: int
+    turns: Turns
+    kind: Decision
+    tag: str
+    by: str
+
+
+class RunMoved(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=16):
+    """The run goes on under another graph. This and what follows are in terms of the new one.
+
+    Attributes:
+        source: the fingerprint of the graph it leaves.
+        target: that of the graph it goes on under.
+        rows: how what has run or is open was renumbered: (first old row, first new row, how many).
+        scopes: the open parallels, each with the children that are done.
+        values: all addresses that may still be read, some of which the old graph had no reader for.
+        tags: ``again`` or ``done`` of those that carry it.
+        paths: what open steps were called under the old graph, where a rename changed it; their idempotency keys are
+            still made of that.
+        pending: children that may start, but only when what has stopped around them goes on.
+    """
+
+    source: str
+    target: str
+    rows: tuple[tuple[int, int, int], ...]
+    scopes: tuple[tuple[int, Turns, tuple[int, ...]], ...]
+    values: tuple[tuple[int, Turns, int], ...]
+    tags: tuple[tuple[int, str], ...]
+    paths: tuple[tuple[int, Turns, str], ...]
+    pending: tuple[Key, ...]
+
+
 # --- consequences ---------------------------------------------------------------------------
 
 
@@ -226,6 +267,8 @@ Head: TypeAlias = (
     | StepsSettled
     | RouteTaken
     | CursorKept
+    | HoldDecided
+    | RunMoved
 )
 Consequence: TypeAlias = (
     Opened
@@ -245,9 +288,23 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(list[Fact])
 
 
+class Fixed(tuple[Fact, ...]):
+    """Facts that are the same for every run of a plan, that one step follows: built once, and so are their bytes."""
+
+    stored: bytes
+    opened: Key
+
+    @classmethod
+    def of(cls, head: RunStarted | StepDone, opened: Opened) -> Fixed:
+        """Return these facts, ready to be stored any number of times."""
+        fixed = cls((head, opened))
+        fixed.stored, fixed.opened = seal(_ENCODER.encode(fixed)), (opened.node, opened.turns)
+        return fixed
+
+
 def encode(facts: Sequence[Fact]) -> bytes:
     """Return an entry's facts as they are stored."""
-    return seal(_ENCODER.encode(facts))
+    return facts.stored if type(facts) is Fixed else seal(_ENCODER.encode(facts))
 
 
 def decode(stored: bytes) -> list[Fact]:

@@ -1,153 +1,25 @@
-"""The engine's live state, and :func:`apply`, the only code that changes it.
+""":func:`apply`, the only code that changes a run's state.
 
-The frontier holds open steps, the scopes around them, and the addresses of values somebody may still read. Its size
-follows what is open, never what has happened. A recovered state is built by the same :func:`apply` from the same facts
-as the live one, so the two cannot differ.
-
-Steps that failed or were closed stay here until the run ends well: a retry opens exactly them again.
+A recovered state is built by the same :func:`apply` from the same facts as the live one, so the two cannot differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import msgspec
 
 from stepwell.flow.plan import NONE, Key, Plan, Turns
-from stepwell.seal import seal, unseal
-from stepwell.types import State
 
 from . import facts as f
+from .moved import run_moved
+from .state import FRESH, ROOT, Failure, Frontier, Phase, Request, Scope, Step, from_image, to_image
 
-Phase: TypeAlias = Literal["ready", "began", "parked", "closing", "closed", "failed"]
-
-ROOT: Final[Key] = (0, ())
-
-
-class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One open step.
-
-    Attributes:
-        attempt: the number of the current attempt; an event must name it.
-        spent: attempts that count against the retry policy.
-        due_us: when it may run (ready), when its time is over (parked); 0: now, or never.
-        phase: ready to run; began (at most once, recorded); parked for a time or message; closing (must not start, may
-            still run); closed (stopped before its end); failed.
-        scope: the failing scope that a closing step holds open.
-    """
-
-    attempt: int = 1
-    spent: int = 0
-    due_us: int = 0
-    phase: Phase = "ready"
-    scope: Key = ROOT
-
-
-class Scope(msgspec.Struct, array_like=True):
-    """One open parallel.
-
-    ``remaining`` counts the children that are neither done nor lost, ``blocked`` the needs of each child that are not
-    done; ``lost`` are children that failed or were skipped; ``unsettled`` counts closing steps below it.
-    """
-
-    remaining: int
-    blocked: dict[int, int] = {}
-    failing: bool = False
-    lost: list[int] = []
-    unsettled: int = 0
-
-
-class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """What failed first: the step, and the entry with the error record, or 0 and the engine's reason."""
-
-    node: int
-    turns: Turns
-    address: int
-    reason: str
-
-
-class Request(msgspec.Struct, frozen=True, array_like=True):
-    """Why and by whom a run was paused, cancelled or held. Of a hold, ``by`` is the detail for people."""
-
-    reason: str
-    by: str
-    node: int = 0
-    turns: Turns = ()
-
-
-class Frontier:
-    """The state of one run. Only :func:`apply` changes it.
-
-    Attributes:
-        seq: entries so far; the address of the current entry's value.
-        steps: open steps in the order they were opened.
-        scopes: open parallels.
-        turning: the current turn of each open loop.
-        values: addresses of values that may still be read.
-        tags: ``again`` or ``done`` of values that carry it.
-        cursors: addresses of what attempts of open steps kept.
-        inbox: addresses of kept messages by name, oldest first.
-        stalled: nodes that were done while their scope failed, so that nothing followed.
-        ended: the state it ended in, or ``""``.
-    """
-
-    __slots__ = (
-        "cancelling", "cursors", "ended", "failure", "held", "inbox", "paused", "result", "scopes", "seq", "stalled",
-        "started", "steps", "tags", "turning", "unsettled", "values",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.seq = 0
-        self.started = False
-        self.steps: dict[Key, Step] = {}
-        self.scopes: dict[Key, Scope] = {}
-        self.turning: dict[Key, int] = {}
-        self.values: dict[Key, int] = {}
-        self.tags: dict[int, str] = {}
-        self.inbox: dict[str, list[int]] = {}
-        self.cursors: dict[Key, int] = {}
-        self.stalled: list[Key] = []
-        self.unsettled = 0
-        self.cancelling: Request | None = None
-        self.paused: Request | None = None
-        self.held: Request | None = None
-        self.failure: Failure | None = None
-        self.ended: State | Literal[""] = ""
-        self.result = 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Frontier) and to_image(self) == to_image(other)
-
-    __hash__ = None  # type: ignore[assignment]  # mutable, compared by content
-
-    def status(self, now: int) -> State:
-        """Return the state an observer would name: what could move next decides it."""
-        if self.ended:
-            return self.ended
-        if not self.started:
-            return "pending"
-        if self.held:
-            return "held"
-        if any(s.phase == "closing" for s in self.steps.values()):
-            return "running"
-        if self.paused:
-            return "paused"
-        busy = any(s.phase == "began" or (s.phase == "ready" and s.due_us <= now) for s in self.steps.values())
-        return "running" if busy else "waiting"
-
-    def next_due_us(self) -> int | None:
-        """Return when a hand is wanted next: 0 for at once, ``None`` if only a message or a person can move it."""
-        if self.ended or self.held:
-            return None
-        if any(s.phase in ("closing", "began") for s in self.steps.values()):
-            return 0
-        if self.paused:
-            return None
-        return min(
-            (s.due_us for s in self.steps.values() if s.phase == "ready" or (s.phase == "parked" and s.due_us)),
-            default=None,
-        )
+__all__ = [
+    "ROOT", "Failure", "Frontier", "Phase", "Request", "Scope", "Step", "address", "apply", "apply_straight_on",
+    "case_of", "fold", "from_image", "input_of", "to_image",
+]  # fmt: skip
 
 
 def address(plan: Plan, state: Frontier, node: int, turns: Turns) -> int:
@@ -279,9 +151,9 @@ def _attempt_failed(plan: Plan, state: Frontier, fact: f.AttemptFailed) -> None:
     step = state.steps[key]
     _settle(state, step)
     if fact.due_us >= 0:
-        state.steps[key] = Step(fact.attempt + 1, fact.spent, fact.due_us)
+        state.steps[key] = Step(fact.attempt + 1, fact.spent, fact.due_us, path=step.path)
     else:
-        state.steps[key] = Step(fact.attempt, fact.spent, 0, "failed")
+        state.steps[key] = Step(fact.attempt, fact.spent, 0, "failed", path=step.path)
         _note_failure(state, Failure(fact.node, fact.turns, state.seq, ""))
 
 
@@ -315,6 +187,10 @@ def _message_kept(plan: Plan, state: Frontier, fact: f.MessageKept) -> None:
 def _cancel_begun(plan: Plan, state: Frontier, fact: f.CancelBegun) -> None:
     state.seq += 1
     state.cancelling = Request(fact.reason, fact.by)
+    _stop_all(plan, state)
+
+
+def _stop_all(plan: Plan, state: Frontier) -> None:
     state.paused = state.held = None
     for scope in state.scopes.values():
         scope.unsettled = 0
@@ -333,13 +209,13 @@ def _run_resumed(plan: Plan, state: Frontier, fact: f.RunResumed) -> None:
 
 def _run_reopened(plan: Plan, state: Frontier, fact: f.RunReopened) -> None:
     state.seq += 1
-    if state.held:
+    if state.held:  # as holds were ended before there was HoldDecided
         state.held = None
         return
     state.ended, state.result = "", 0
     state.cancelling = state.failure = None
     state.unsettled = 0
-    state.stalled = []
+    state.stalled, state.pending = [], []
     for scope in state.scopes.values():
         scope.remaining += len(scope.lost)
         scope.failing, scope.lost, scope.unsettled = False, [], 0
@@ -348,6 +224,25 @@ def _run_reopened(plan: Plan, state: Frontier, fact: f.RunReopened) -> None:
 def _run_held(plan: Plan, state: Frontier, fact: f.RunHeld) -> None:
     state.seq += 1
     state.held = Request(fact.reason, fact.detail, fact.node, fact.turns)
+
+
+def _hold_decided(plan: Plan, state: Frontier, fact: f.HoldDecided) -> None:
+    """Do what the fact of a step's own outcome does."""
+    state.held = None
+    node, turns = key = fact.node, fact.turns
+    if fact.kind == "rerun":
+        state.seq += 1
+    elif fact.kind == "complete" and plan.kind[node] == "route":
+        _route_taken(plan, state, f.RouteTaken(node, turns, fact.tag))
+    elif fact.kind == "complete":
+        _step_done(plan, state, f.StepDone(node, turns, fact.tag))
+    elif node:
+        step = state.steps[key]
+        _attempt_failed(plan, state, f.AttemptFailed(node, turns, step.attempt, -1, step.spent))
+    else:
+        state.seq += 1
+        state.failure = Failure(0, (), state.seq, "")
+        _stop_all(plan, state)
 
 
 def _steps_settled(plan: Plan, state: Frontier, fact: f.StepsSettled) -> None:
@@ -375,7 +270,7 @@ def _opened(plan: Plan, state: Frontier, fact: f.Opened) -> None:
     node, key = fact.node, (fact.node, fact.turns)
     match plan.kind[node]:
         case "task" | "pack" | "route":
-            state.steps[key] = FRESH if fact.attempt == 1 and not fact.due_us else Step(fact.attempt, 0, fact.due_us)
+            state.steps[key] = FRESH if fact.attempt == 1 and not fact.due_us else _again(state.steps.get(key), fact)
         case "parallel":
             children = plan.nodes[node].children
             blocked = {c: len(plan.nodes[c].needs) for c in children if plan.nodes[c].needs}
@@ -384,7 +279,8 @@ def _opened(plan: Plan, state: Frontier, fact: f.Opened) -> None:
             state.steps[key] = Step(fact.attempt, 0, fact.due_us, "parked")
 
 
-FRESH: Final = Step()
+def _again(before: Step | None, fact: f.Opened) -> Step:
+    return Step(fact.attempt, 0, fact.due_us, path=before.path if before else "")
 
 
 def _message_taken(plan: Plan, state: Frontier, fact: f.MessageTaken) -> None:
@@ -477,6 +373,8 @@ _APPLY: Final[dict[type, Callable[..., None]]] = {
     f.RunResumed: _run_resumed,
     f.RunReopened: _run_reopened,
     f.RunHeld: _run_held,
+    f.HoldDecided: _hold_decided,
+    f.RunMoved: run_moved,
     f.StepsSettled: _steps_settled,
     f.RouteTaken: _route_taken,
     f.Opened: _opened,
@@ -490,79 +388,3 @@ _APPLY: Final[dict[type, Callable[..., None]]] = {
     f.ScopeFailed: _scope_failed,
     f.RunEnded: _run_ended,
 }
-
-
-# --- images ---------------------------------------------------------------------------------------
-
-
-class Image(msgspec.Struct, frozen=True, array_like=True, tag="frontier-1"):
-    """A frontier as it is stored. A new shape gets a new tag."""
-
-    seq: int
-    started: bool
-    steps: list[tuple[int, Turns, Step]]
-    scopes: list[tuple[int, Turns, Scope]]
-    turning: list[tuple[int, Turns, int]]
-    values: list[tuple[int, Turns, int]]
-    tags: dict[int, str]
-    cursors: list[tuple[int, Turns, int]]
-    inbox: dict[str, list[int]]
-    stalled: list[Key]
-    unsettled: int
-    cancelling: Request | None
-    paused: Request | None
-    held: Request | None
-    failure: Failure | None
-    ended: State | Literal[""]
-    result: int
-
-
-def to_image(state: Frontier) -> bytes:
-    """Return the whole state as bytes, to be stored where a load should not read older entries."""
-    body = _IMAGE_ENCODER.encode(
-        Image(
-            state.seq,
-            state.started,
-            [(*key, step) for key, step in state.steps.items()],
-            [(*key, scope) for key, scope in state.scopes.items()],
-            [(*key, turn) for key, turn in state.turning.items()],
-            [(*key, at) for key, at in state.values.items()],
-            state.tags,
-            [(*key, at) for key, at in state.cursors.items()],
-            state.inbox,
-            state.stalled,
-            state.unsettled,
-            state.cancelling,
-            state.paused,
-            state.held,
-            state.failure,
-            state.ended,
-            state.result,
-        )
-    )
-    return seal(body)
-
-
-def from_image(stored: bytes) -> Frontier:
-    """Return the state that :func:`to_image` stored. Raises ``msgspec.DecodeError`` for anything else."""
-    image = _IMAGE_DECODER.decode(unseal(stored))
-    state = Frontier()
-    state.seq, state.started, state.unsettled, state.result = image.seq, image.started, image.unsettled, image.result
-    state.steps = {(node, turns): step for node, turns, step in image.steps}
-    state.scopes = {(node, turns): scope for node, turns, scope in image.scopes}
-    state.turning = {(node, turns): turn for node, turns, turn in image.turning}
-    state.values = {(node, turns): at for node, turns, at in image.values}
-    state.cursors = {(node, turns): at for node, turns, at in image.cursors}
-    state.tags, state.inbox, state.stalled = image.tags, image.inbox, image.stalled
-    state.cancelling, state.paused, state.held, state.failure = (
-        image.cancelling,
-        image.paused,
-        image.held,
-        image.failure,
-    )
-    state.ended = image.ended
-    return state
-
-
-_IMAGE_ENCODER: Final = msgspec.msgpack.Encoder()
-_IMAGE_DECODER: Final = msgspec.msgpack.Decoder(Image)

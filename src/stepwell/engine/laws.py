@@ -56,8 +56,15 @@ def check_step(plan: Plan, before: bytes, facts: Sequence[f.Fact], after: Fronti
 
 def _check_fact(plan: Plan, state: Frontier, fact: f.Fact) -> None:
     """What may be decided in a state; the laws say what the state may be afterwards."""
-    _hold(not state.ended or type(fact) is f.RunReopened, "ended", f"{fact} after the end")
+    _hold(not state.ended or type(fact) in (f.RunReopened, f.RunMoved), "ended", f"{fact} after the end")
     match fact:
+        case f.HoldDecided(node, turns):
+            held = state.held
+            _hold(held is not None and (held.node, held.turns) == (node, turns), "held", f"{fact} of {held}")
+        case f.RunMoved():
+            _check_move(plan, state, fact)
+        case f.Turned(node, turns):
+            _hold(turns[-1] <= plan.nodes[node].max_iterations, "turning_in_range", f"{fact} is one too many")
         case f.MessageTaken(node, turns, address):
             name = plan.nodes[node].signal
             waits = [k for k, s in state.steps.items() if s.phase == "parked" and plan.nodes[k[0]].signal == name]
@@ -76,6 +83,17 @@ def _check_fact(plan: Plan, state: Frontier, fact: f.Fact) -> None:
             _hold(plan.nodes[plan.parent[node]].on_error == "wait", "on_error", f"{fact} in a cancelling parallel")
         case _:
             return
+
+
+def _check_move(plan: Plan, state: Frontier, fact: f.RunMoved) -> None:
+    """A move keeps what is open, each in a row of its own, and leads to the graph that it names."""
+    _hold(state.ended != "completed" and fact.target == plan.fingerprint, "moves", f"{fact.target} is not this graph")
+    row = {old + i: new + i for old, new, count in fact.rows for i in range(count)}
+    _hold(len(set(row.values())) == len(row), "moves", "two rows became one")
+    kept = {key[0] for key in (*state.steps, *state.scopes, *state.turning, *state.stalled)} <= row.keys()
+    _hold(kept, "moves", "something open was left behind")
+    open_scopes = {(row[node], turns) for node, turns in state.scopes}
+    _hold({(node, turns) for node, turns, _ in fact.scopes} == open_scopes, "moves", "other parallels are open")
 
 
 def _names(facts: Sequence[f.Fact]) -> str:
@@ -106,6 +124,7 @@ class View:
         self.inside: dict[Key, set[int]] = {}
         self.stopped_after: dict[Key, int] = {}
         self.stalled = set(state.stalled)
+        self.pending = set(state.pending)
         for key in (*state.steps, *state.scopes, *state.turning):
             self._mark(key)
         for key in state.stalled:
@@ -165,7 +184,9 @@ class View:
         return {
             child
             for child in self.plan.nodes[parallel[0]].children
-            if blocked.get(child, 0) or any((need, turns) in self.stalled for need in self.plan.nodes[child].needs)
+            if blocked.get(child, 0)
+            or (child, turns) in self.pending
+            or any((need, turns) in self.stalled for need in self.plan.nodes[child].needs)
         }
 
     def text(self, key: Key) -> str:
@@ -182,8 +203,13 @@ Law: TypeAlias = Callable[[View], None]
 def turns_match_depth(view: View) -> None:
     """Everything that is kept by key has as many turns as there are loops around it."""
     state = view.state
-    for node, turns in (*state.steps, *state.scopes, *state.turning, *state.values, *state.cursors, *state.stalled):
+    for node, turns in _keys(state):
         _hold(len(turns) == view.plan.depth[node], "turns_match_depth", view.text((node, turns)))
+
+
+def _keys(state: Frontier) -> Iterator[Key]:
+    for keys in (state.steps, state.scopes, state.turning, state.values, state.cursors, state.stalled, state.pending):
+        yield from keys
 
 
 def phases_fit_kinds(view: View) -> None:
@@ -226,10 +252,22 @@ def stalled_once(view: View) -> None:
         _hold(count == 1 and key not in view.state.steps, "stalled_once", view.text(key))
         stopped = (
             view.plan.kind[key[0]] == "turn"
-            or view.state.cancelling
+            or view.state.stopping
             or any(scope.failing for scope in _scopes_around(view, key))
         )
         _hold(bool(stopped), "stalled_once", f"{view.text(key)} stalled where nothing failed")
+
+
+def pending_where_stopped(view: View) -> None:
+    """A pending child is noted once, has not begun, needs nothing that is not done, and stands where all stopped."""
+    for (node, turns), count in Counter(view.state.pending).items():
+        key, parallel = (node, turns), view.around(node, turns)
+        _hold(count == 1 and key not in view.open, "pending_where_stopped", f"{view.text(key)} has begun")
+        needs = view.plan.nodes[node].needs
+        fits = parallel in view.state.scopes and all(view.done(need, turns) for need in needs)
+        _hold(fits and not view.stalled & {(need, turns) for need in needs}, "pending_where_stopped", view.text(key))
+        failing = any(scope.failing for scope in _scopes_around(view, key))
+        _hold(failing or view.state.stopping, "pending_where_stopped", f"{view.text(key)} could start")
 
 
 def _scopes_around(view: View, key: Key) -> Iterator[Scope]:
@@ -240,10 +278,10 @@ def _scopes_around(view: View, key: Key) -> Iterator[Scope]:
 
 
 def turning_in_range(view: View) -> None:
-    """An open loop is in turn 1 to ``max_iterations``, and something is open in that turn."""
+    """An open loop is in a turn, and something is open in it; that it is not one too many is checked as it begins."""
     for (loop, turns), turn in view.state.turning.items():
         key = loop, turns
-        _hold(1 <= turn <= view.plan.nodes[loop].max_iterations, "turning_in_range", f"{view.text(key)}: turn {turn}")
+        _hold(turn >= 1, "turning_in_range", f"{view.text(key)}: turn {turn}")
         _hold(
             (view.plan.nodes[loop].children[0], (*turns, turn)) in view.open,
             "turning_in_range",
@@ -288,10 +326,11 @@ def ended_is_quiet(view: View) -> None:
 
 
 def failure_is_noted(view: View) -> None:
-    """The first failure is noted if and only if a step failed or a loop was refused, and it names one of them."""
+    """A failure is noted if and only if a step failed, a loop was refused or a person failed the run; it names one."""
     state = view.state
     failed = {key for key, step in state.steps.items() if step.phase == "failed"}
     failed |= {view.around(*key) for key in state.stalled if view.plan.kind[key[0]] == "turn"}
+    failed |= {ROOT} if state.failure and state.failure.node == 0 else set()
     if state.failure is None:
         _hold(not failed, "failure_is_noted", f"{failed} failed and nothing is noted")
     else:
@@ -332,7 +371,7 @@ def scopes_go_on(view: View) -> None:
     """An open parallel with nothing open below it is failing, or stopped because something around it is."""
     for key, scope in view.state.scopes.items():
         around = any(s.failing for s in _scopes_around(view, key))
-        stopped = scope.failing or around or view.state.cancelling is not None
+        stopped = scope.failing or around or view.state.stopping
         _hold(stopped or scope.remaining > 0, "scopes_go_on", f"{view.text(key)} has nothing left to wait for")
         _hold(stopped or bool(view.inside.get(key)), "scopes_go_on", f"{view.text(key)} has nothing open")
 
@@ -353,16 +392,16 @@ def unsettled_counts_closing(view: View) -> None:
         _hold(scope.unsettled == closing[key], "unsettled_counts_closing", f"{view.text(key)} counts {scope.unsettled}")
         _hold(scope.failing or not closing[key], "unsettled_counts_closing", f"{view.text(key)} is not failing")
     _hold(state.unsettled == closing[ROOT], "unsettled_counts_closing", f"the run counts {state.unsettled}")
-    _hold(not closing[ROOT] or state.cancelling is not None, "unsettled_counts_closing", "closing without a cancel")
+    _hold(not closing[ROOT] or state.stopping, "unsettled_counts_closing", "closing in a run that goes on")
     _hold(closing.keys() <= {ROOT, *state.scopes}, "unsettled_counts_closing", f"no such scope: {closing}")
     for key, step in state.steps.items():
         _hold(step.phase == "closing" or step.scope == ROOT, "unsettled_counts_closing", f"{view.text(key)}: {step}")
 
 
 def nothing_starts_where_it_failed(view: View) -> None:
-    """Below a failing scope, and anywhere in a cancelled run, no step may start and no timer or message is awaited."""
+    """Below a failing scope, and anywhere in a stopping run, no step may start and no timer or message is awaited."""
     for key, step in view.state.steps.items():
-        stopped = view.state.cancelling or any(s.failing for s in _scopes_around(view, key))
+        stopped = view.state.stopping or any(s.failing for s in _scopes_around(view, key))
         _hold(
             not (stopped and step.phase in STARTABLE),
             "nothing_starts_where_it_failed",
@@ -503,7 +542,8 @@ def messages_are_taken(view: View) -> None:
 
 
 LAWS: Final[tuple[Law, ...]] = (
-    turns_match_depth, phases_fit_kinds, open_things_nest, one_line, stalled_once, turning_in_range,
+    turns_match_depth, phases_fit_kinds, open_things_nest, one_line, stalled_once, pending_where_stopped,
+    turning_in_range,
     no_limbo, ended_is_quiet, failure_is_noted,
     scopes_count_children, scopes_go_on, needs_come_first, unsettled_counts_closing, nothing_starts_where_it_failed,
     needed_values_are_there, unneeded_values_are_gone, addresses_exist, tags_have_values, cursors_have_steps,

@@ -131,7 +131,8 @@ class _Compiler:
         index = self.row(kind, name, parent, depth, where)
         self._check_nesting(index, where)
         if entrance:
-            place = self.row("input", "input", index, depth, where)
+            entered_with = _interface("input", type_name(entrance[0]))
+            place = self.row("input", "input", index, depth, where, interface=entered_with)
             self.bodies.types[place] = entrance[0]
             env[id(body)] = Ref(place)
         for node in body.nodes:
@@ -309,6 +310,8 @@ class _Compiler:
 
     def _loop(self, node: n.LoopNode, parent: int, depth: int, env: _Env) -> int:
         first = self.value_of(node.first, f"{node.name}-first", parent, depth, env, node.where)
+        if node.was and self.rows[first].kind == "pack":
+            self.rows[first].more["was"] = f"{node.was}-first"
         index = self.row(
             "loop", node.name, parent, depth, node.where,
             first=first, max_iterations=node.max_iterations, on_max=node.on_max,
@@ -316,7 +319,7 @@ class _Compiler:
         entered_with = node.body.input_type if node.body.input_type is not None else Any
         turn = self.sequence("turn", "turn", index, depth + 1, node.body, env, node.where, entrance=(entered_with,))
         self._check_says_again(self.rows[turn].more.get("output", NONE), turn, node)
-        self.rows[index].more["interface"] = _interface("loop")
+        self.rows[index].more["interface"] = _interface("loop", node.on_max)
         return index
 
     def _check_says_again(self, output: int, turn: int, node: n.LoopNode) -> None:
@@ -423,7 +426,7 @@ def _interface(*parts: str) -> str:
 
 def _task_interface(task: AnyTask) -> str:
     inputs = [f"{p.name}:{type_name(p.annotation)}" for p in task.params.values()]
-    return _interface("task", task.name, task.options.version, type_name(task.returns), *inputs)
+    return _interface("task", task.options.version, type_name(task.returns), *inputs)
 
 
 def _numbers(policy: Retry) -> RetryNumbers:

@@ -1,15 +1,15 @@
-"""What reaches a drive, apart from outcomes, and how an outcome becomes an event."""
+"""What reaches a drive, apart from outcomes, and how a failure becomes an event."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stepwell.backend.base import Message
 from stepwell.engine import events as e
 from stepwell.errors import TaskTimeout
 
 from .invoke import Job, Outcome, Undecodable, failed, verdict
-from .live import Arrived
+from .live import Live
 
 
 class Posted(NamedTuple):
@@ -25,6 +25,12 @@ class News(NamedTuple):
     instance_id: str
 
 
+class Replaced(NamedTuple):
+    """Another run has taken the place of this one."""
+
+    live: Live
+
+
 class Kept(NamedTuple):
     """A cursor that a running body wants to keep."""
 
@@ -32,18 +38,15 @@ class Kept(NamedTuple):
     cursor: object
 
 
-def arrived_of(outcome: Outcome, now: int) -> Arrived:
-    """Return the event that the end of an attempt is, with what it brings."""
+def event_of_failure(outcome: Outcome) -> tuple[e.Event, Any]:
+    """Return the event that a failed attempt is, and the error record that it brings."""
     job = outcome.job
-    if outcome.error is None:
-        return Arrived(e.Succeeded(job.node, job.turns, job.number, outcome.tag), outcome.output, now, job.took_us)
     if isinstance(outcome.error, Undecodable):
-        return Arrived(e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None, now)
+        return e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None
     room = job.facts.room
     retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
     event = e.Errored(job.node, job.turns, job.number, retryable, after_us, room.draw())
-    record = job.facts.prepared.codec.encode(outcome.record) if room.stored else outcome.record
-    return Arrived(event, record, now, job.took_us)
+    return event, job.facts.prepared.codec.encode(outcome.record) if room.stored else outcome.record
 
 
 def timed_out(job: Job) -> Outcome:

@@ -11,9 +11,8 @@ from stepwell.errors import UsageError
 from stepwell.timing import SECOND_US, Duration, duration_us
 from stepwell.types import ConflictPolicy
 
-from . import session
+from . import session, starting
 from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox, Wait
-from .control import Control
 from .drive import Drive
 from .drivers import check_no_loop, run_async, run_sync
 from .ending import InstanceStatus
@@ -22,6 +21,8 @@ from .room import Room
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow, Workflow
 
+    from .client import WorkflowClient
+    from .client_async import AsyncWorkflowClient
     from .shared import SharedDrive
 
 In = TypeVar("In")
@@ -61,19 +62,14 @@ class _Base:
         poll_us = duration_us(poll, "poll", least_us=1_000)
         self._room = Room(backend, deps=deps, threads=threads, lease_us=lease_us, poll_us=poll_us, clock=clock)
 
-    @property
-    def client(self) -> Control:
-        """Sends signals and requests to instances of this store, whoever holds them. Thread-safe."""
-        return Control(self._room)
-
     def _drive(self, mailbox: AnyMailbox, *, stay: bool, loop: Any = None) -> Drive:
         return Drive(self._room, mailbox, stay=stay, loop=loop)
 
     # --- what a call does before its drive, and reads after it ---
 
     @staticmethod
-    def _entering(workflow: object, starts: Sequence[session.Start]) -> Enter:
-        return lambda drive: session.enter_all(drive, workflow, starts)
+    def _entering(workflow: object, starts: Sequence[starting.Start]) -> Enter:
+        return lambda drive: starting.enter_all(drive, workflow, starts)
 
     def _resuming(self, workflow: object, instance_id: str) -> Enter:
         return lambda drive: [session.resume(drive, self._room.prepare(workflow), instance_id)]
@@ -116,6 +112,13 @@ class CheckpointingRunner(_Base):
         ...     done = runner.run(checkout, order, instance_id="order-42")
     """
 
+    @property
+    def client(self) -> WorkflowClient:
+        """Looks after the instances of this store, whoever holds them, as :class:`WorkflowClient` does. Thread-safe."""
+        from .client import WorkflowClient
+
+        return WorkflowClient.over(self._room)
+
     @overload
     def run(self, workflow: Workflow[None, Out], /, **options: Unpack[StartOptions]) -> Out: ...
     @overload
@@ -124,7 +127,7 @@ class CheckpointingRunner(_Base):
     def run(self, task: AsyncFunction[In, Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
     @overload
     def run(self, task: Callable[[In], Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
-    def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
+    def run(self, workflow: Any, value: Any = starting.NO_INPUT, /, **options: Any) -> Any:
         """Run a workflow to its end, through delays and signals, and return its output.
 
         Args:
@@ -142,7 +145,7 @@ class CheckpointingRunner(_Base):
             MissingDependency, UsageError, EncodeError: before anything runs.
             BackendError: the store failed; the instance keeps its state and can be resumed.
         """
-        entered = self._work(self._entering(workflow, [session.start_of(value, options)]), stay=True)
+        entered = self._work(self._entering(workflow, [starting.start_of(value, options)]), stay=True)
         return session.output_of(self._room, entered[0])
 
     def run_many(
@@ -152,7 +155,7 @@ class CheckpointingRunner(_Base):
 
         Raises as :meth:`run`.
         """
-        entered = self._work(self._entering(workflow, session.starts_of(values, instance_ids)), stay=True)
+        entered = self._work(self._entering(workflow, starting.starts_of(values, instance_ids)), stay=True)
         return [session.output_of(self._room, each) for each in entered]
 
     @overload
@@ -163,12 +166,12 @@ class CheckpointingRunner(_Base):
     def start(self, task: AsyncFunction[In, Any], value: In, /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
     @overload
     def start(self, task: Callable[[In], Any], value: In, /, **options: Unpack[StartOptions]) -> InstanceStatus: ...
-    def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
+    def start(self, workflow: Any, value: Any = starting.NO_INPUT, /, **options: Any) -> InstanceStatus:
         """Start a workflow, go as far as it can now, and return its status: completed, waiting, failed …
 
         Arguments and errors about the id are those of :meth:`run`. When this returns, nobody holds the instance.
         """
-        return self._statuses(self._work(self._entering(workflow, [session.start_of(value, options)]), stay=False))[0]
+        return self._statuses(self._work(self._entering(workflow, [starting.start_of(value, options)]), stay=False))[0]
 
     def resume(self, workflow: Workflow[Any, Out], instance_id: str) -> Out:
         """Continue an instance to its end and return its output; finished steps are kept. Raises as :meth:`run`."""
@@ -235,6 +238,13 @@ class AsyncCheckpointingRunner(_Base):
 
     _shared: SharedDrive | None = None
 
+    @property
+    def client(self) -> AsyncWorkflowClient:
+        """Looks after the instances of this store, whoever holds them, as :class:`AsyncWorkflowClient` does."""
+        from .client_async import AsyncWorkflowClient
+
+        return AsyncWorkflowClient.over(self._room)
+
     @overload
     async def run(self, workflow: Workflow[None, Out], /, **options: Unpack[StartOptions]) -> Out: ...
     @overload
@@ -243,16 +253,16 @@ class AsyncCheckpointingRunner(_Base):
     async def run(self, task: AsyncFunction[In, Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
     @overload
     async def run(self, task: Callable[[In], Out], value: In, /, **options: Unpack[StartOptions]) -> Out: ...
-    async def run(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> Any:
+    async def run(self, workflow: Any, value: Any = starting.NO_INPUT, /, **options: Any) -> Any:
         """See :meth:`CheckpointingRunner.run`."""
-        entered = await self._share(self._entering(workflow, [session.start_of(value, options)]))
+        entered = await self._share(self._entering(workflow, [starting.start_of(value, options)]))
         return session.output_of(self._room, entered[0])
 
     async def run_many(
         self, workflow: Workflow[In, Out], values: Sequence[In], *, instance_ids: Sequence[str] | None = None
     ) -> list[Out]:
         """See :meth:`CheckpointingRunner.run_many`."""
-        entered = await self._share(self._entering(workflow, session.starts_of(values, instance_ids)))
+        entered = await self._share(self._entering(workflow, starting.starts_of(values, instance_ids)))
         return [session.output_of(self._room, each) for each in entered]
 
     @overload
@@ -269,10 +279,10 @@ class AsyncCheckpointingRunner(_Base):
     async def start(
         self, task: Callable[[In], Any], value: In, /, **options: Unpack[StartOptions]
     ) -> InstanceStatus: ...
-    async def start(self, workflow: Any, value: Any = session.NO_INPUT, /, **options: Any) -> InstanceStatus:
+    async def start(self, workflow: Any, value: Any = starting.NO_INPUT, /, **options: Any) -> InstanceStatus:
         """See :meth:`CheckpointingRunner.start`."""
         return self._statuses(
-            await self._work(self._entering(workflow, [session.start_of(value, options)]), stay=False)
+            await self._work(self._entering(workflow, [starting.start_of(value, options)]), stay=False)
         )[0]
 
     async def resume(self, workflow: Workflow[Any, Out], instance_id: str) -> Out:

@@ -13,6 +13,9 @@ from stepwell.timing import moment
 
 if TYPE_CHECKING:
     import logging
+    from contextlib import AbstractContextManager
+
+    import apsw
 
     from stepwell.flow.plan import Turns
 
@@ -33,11 +36,18 @@ class Attempt(Protocol):
     @property
     def path(self) -> str: ...
 
+    @property
+    def known_as(self) -> str:
+        """The path that keys are made of: the one under which the step was first entered."""
+        ...
+
     def cancelled(self) -> bool: ...
 
     def cursor(self) -> object: ...
 
     def keep_cursor(self, cursor: object) -> None: ...
+
+    def transaction(self) -> AbstractContextManager[apsw.Connection]: ...
 
     def check_alive(self) -> None: ...
 
@@ -120,7 +130,8 @@ class TaskContext:
     def idempotency_key(self) -> str:
         """The same 32 hex digits for every attempt of this step, others for every other. Give it to outside calls."""
         facts = self._attempt.facts
-        return idempotency_key(facts.backend_id, facts.instance_id, facts.run, facts.workflow, self.path)
+        known_as = self._attempt.known_as
+        return idempotency_key(facts.backend_id, facts.instance_id, facts.run, facts.workflow, known_as)
 
     @property
     def deadline(self) -> datetime | None:
@@ -156,6 +167,32 @@ class TaskContext:
         if cursor is not NOTHING:
             self._attempt.keep_cursor(cursor)
         self._attempt.check_alive()
+
+    def transaction(self) -> AbstractContextManager[apsw.Connection]:
+        """Open a transaction in the store's own database: what is written in it commits with this step, or not at all.
+
+        ``with`` gives an ``apsw.Connection`` that has begun. Leaving the block commits nothing; when the task returns,
+        its result is recorded on this connection and both commit. An error, a cancelled or lost step undo both. So an
+        effect in the same database happens exactly once, whatever crashes.
+
+        An attempt has one, in a plain ``def`` that runs in a thread or inline. Nobody else can write to the file
+        while it is open, which is 5 s at most (less with a short lease); sending signals from inside would wait for
+        itself.
+
+        Raises:
+            UsageError: this store, runner or kind of task has no such transaction; the text says why.
+            TransactionTimeout: it was open for too long.
+            BackendError: it could not begin; the run is suspended, and no attempt is used up.
+
+        Example:
+            >>> @task
+            ... def transfer(order: Order) -> int:
+            ...     with task_context().transaction() as db:
+            ...         db.execute("UPDATE account SET cents = cents - ? WHERE id = ?", (order.cents, order.payer))
+            ...         db.execute("UPDATE account SET cents = cents + ? WHERE id = ?", (order.cents, order.payee))
+            ...     return order.cents
+        """
+        return self._attempt.transaction()
 
     @property
     def cursor(self) -> object:

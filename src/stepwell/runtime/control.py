@@ -4,28 +4,36 @@ An instance that nobody holds is advanced by the sender itself: load, decide, co
 session holds gets the message in its inbox, and the holder takes it in at its next turn. Which of the two is the case
 is checked in the statement that writes, so there is no moment at which a message could be lost. No workflow code is
 needed: the plan is stored with the instance.
+
+What a message means does not depend on the way it takes (:mod:`.requests`). If two cross, each is decided again on what
+the other has written, and the engine's order holds: cancel beats pause, pause beats resume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from stepwell.backend.base import Change, Entry, Loaded, Message, Rest
+from stepwell.backend.base import Backend, Change, Entry, Loaded, Message, Rest
 from stepwell.codec import type_name
 from stepwell.engine import events as e
-from stepwell.engine.frontier import to_image
-from stepwell.errors import CodecError, EncodeError, InstanceEnded, InstanceNotFound, UsageError
+from stepwell.engine.frontier import Frontier, to_image
+from stepwell.errors import CodecError, EncodeError, InstanceNotFound, UsageError
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, check_instance_id, check_name
 
-from . import session
+from . import session, stored
 from .arrivals import News, Posted
-from .ending import InstanceStatus
-from .live import Live, event_of, frontier_of
+from .ending import InstanceStatus, hold_text
+from .live import Live, frontier_of
+from .requests import event_of, refusal, request, value_of
 
 if TYPE_CHECKING:
+    from stepwell.flow.workflow import AnyWorkflow
+
     from .room import Room
+
+Check: TypeAlias = Callable[[Plan, Frontier], object]
 
 
 class Control:
@@ -34,75 +42,141 @@ class Control:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    def signal(self, instance_id: str, name: str, payload: object = None, *, signal_id: str = "") -> None:
+    def signal(
+        self,
+        instance_id: str,
+        name: str,
+        payload: object = None,
+        *,
+        signal_id: str = "",
+        workflow: AnyWorkflow | None = None,
+    ) -> None:
         """Send a named message to an instance; its effect survives once this returns.
 
         It waits in the instance's inbox until a ``signal`` node of that name takes it, oldest first.
 
         Args:
-            signal_id: a message with an id is taken once, however often it is sent.
+            signal_id: a message with an id is taken once, however often it is sent; sending it again after the end
+                is no error.
+            workflow: the instance's workflow, to check the payload's type before it is sent; not needed where this
+                runner has run it.
 
         Raises:
             InstanceNotFound: there is no such instance.
             InstanceEnded: it has ended.
-            UsageError: its workflow awaits no signal of this name, or one of another type (checked here if this runner
-                knows the workflow's code).
+            UsageError: its workflow awaits no signal of this name, or one of another type.
             EncodeError: the payload cannot be stored.
+
+        Example:
+            >>> client.signal("order-42", "approval", Approval(by="ann"), signal_id="mail-7")  # doctest: +SKIP
         """
         check_name(name, "a signal's name")
         try:
             stored = self._room.codec.encode(payload)
         except CodecError as error:
             raise EncodeError(f"the payload of signal {name!r} cannot be stored: {error}") from error
-        self._send(instance_id, Message("signal", name, stored, self._room.clock.now_us(), signal_id))
+        message = Message("signal", name, stored, self._room.clock.now_us(), signal_id)
+        self._send(instance_id, message, lambda plan, _: self._check_signal(plan, instance_id, message, workflow))
 
     def cancel(self, instance_id: str, *, reason: str = "", by: str = "") -> None:
-        """Ask an instance to end as cancelled. Raises InstanceNotFound, InstanceEnded."""
+        """Ask an instance to end as cancelled: nothing starts any more, what runs is told to stop.
+
+        It has ended when this returns if nobody holds it; else the request is pending until the holder takes it in.
+
+        Args:
+            reason: kept with the instance and shown by ``status``; at most 4 000 characters, as is ``by``.
+            by: who asks.
+
+        Raises:
+            InstanceNotFound, InstanceEnded: there is no such instance, or it has ended.
+
+        Example:
+            >>> client.cancel("order-42", reason="the customer withdrew", by="ann")  # doctest: +SKIP
+        """
         self._request("cancel", instance_id, reason, by)
 
     def pause(self, instance_id: str, *, reason: str = "", by: str = "") -> None:
-        """Ask an instance to start nothing more until it is resumed. Raises InstanceNotFound, InstanceEnded."""
+        """Ask an instance to start nothing more until it is resumed. What runs ends, its result is kept.
+
+        No timer and no signal is lost: a delay that is over meanwhile is over at the resume. Pausing what is paused or
+        is being cancelled changes nothing.
+
+        Raises:
+            InstanceNotFound, InstanceEnded: there is no such instance, or it has ended.
+            UsageError: it is held, so nothing starts anyway.
+
+        Example:
+            >>> client.pause("order-42", reason="stock-taking", by="ann")  # doctest: +SKIP
+        """
         self._request("pause", instance_id, reason, by)
 
     def resume(self, instance_id: str, *, by: str = "") -> None:
-        """Let a paused instance go on. Raises InstanceNotFound, InstanceEnded."""
+        """Let a paused instance go on; one that is not paused is left as it is.
+
+        Raises:
+            InstanceNotFound, InstanceEnded: there is no such instance, or it has ended.
+            UsageError: it is held and not paused; a person's decision ends that.
+
+        Example:
+            >>> client.resume("order-42", by="ann")  # doctest: +SKIP
+        """
         self._request("resume", instance_id, "", by)
 
     def status(self, instance_id: str) -> InstanceStatus:
-        """Return an instance's status. Raises InstanceNotFound."""
-        return session.status_from(self._stored_room(), instance_id)
+        """Return how an instance stands. Raises InstanceNotFound.
 
-    def _stored_room(self) -> Room:
+        Example:
+            >>> client.status("order-42").state  # doctest: +SKIP
+            'waiting'
+        """
+        self._backend()
+        return session.status_from(self._room, instance_id)
+
+    def _backend(self) -> Backend:
+        self._room.check_open()
         if self._room.backend is None:
-            raise UsageError("an InProcessRunner keeps no instances; use a CheckpointingRunner for status()")
-        return self._room
+            raise UsageError("an InProcessRunner keeps no instances; use a CheckpointingRunner or a WorkflowClient")
+        return self._room.backend
 
     # --- sending ---
 
     def _request(self, kind: str, instance_id: str, reason: str, by: str) -> None:
-        self._send(instance_id, Message(kind, reason, by.encode(), self._room.clock.now_us()))
+        def check(plan: Plan, state: Frontier) -> None:
+            if state.held and not state.paused and kind in ("pause", "resume"):
+                raise UsageError(f"instance {instance_id!r}: {hold_text(plan, state.held)}; client.decide() ends that")
 
-    def _send(self, instance_id: str, message: Message) -> None:
+        self._send(instance_id, request(kind, reason, by, self._room.clock.now_us()), check)
+
+    def _send(self, instance_id: str, message: Message, check: Check) -> None:
+        """Deliver a message, looking again as long as others write in between. ``check`` may refuse it each time."""
         check_instance_id(instance_id)
+        self._room.check_open()
         if self._room.backend is None:
-            self._check_signal(self._running_plan(instance_id), instance_id, message)
+            check(self._running_plan(instance_id), Frontier())
             self._room.wake(instance_id, Posted(instance_id, message))
             return
-        while not self._sent(self._room.backend, instance_id, message):
+        while not self._sent(self._room.backend, instance_id, message, check):
             pass  # somebody else wrote or claimed it in between: look again
         self._room.wake(instance_id, News(instance_id))
 
-    def _sent(self, backend: Any, instance_id: str, message: Message) -> bool:
+    def _sent(self, backend: Backend, instance_id: str, message: Message, check: Check) -> bool:
         loaded = backend.load(instance_id)
         if loaded is None:
             raise InstanceNotFound(instance_id, "no such instance")
-        if loaded.header.state in ENDED:
-            raise InstanceEnded(instance_id, f"it has ended ({loaded.header.state}), so it takes no {message.kind}")
-        plan = session.stored_plan(self._room, loaded.header)
-        self._check_signal(plan, instance_id, message)
+        if loaded.header.state in ENDED and self._accepted(backend, loaded.header.instance, message):
+            return True  # it came before the end, and is sent again because its sender cannot know
+        self._check_takes(instance_id, loaded.header.state, message.kind)
+        plan = stored.stored_plan(self._room, loaded.header)
+        state = frontier_of(plan, loaded)
+        check(plan, state)
         if loaded.header.session:
             return backend.post(loaded.header.instance, message) in ("posted", "known")
-        return self._advanced(backend, plan, loaded, message)
+        return self._advanced(backend, plan, state, loaded, message)
+
+    @staticmethod
+    def _check_takes(instance_id: str, state: str, kind: str) -> None:
+        if error := refusal(instance_id, state, kind):
+            raise error
 
     def _running_plan(self, instance_id: str) -> Plan:
         plan = self._room.running_plan(instance_id)
@@ -110,47 +184,69 @@ class Control:
             raise InstanceNotFound(instance_id, "this runner is not running it; an InProcessRunner keeps no instances")
         return plan
 
-    def _check_signal(self, plan: Plan, instance_id: str, message: Message) -> None:
-        if message.kind != "signal":
-            return
+    def _check_signal(self, plan: Plan, instance_id: str, message: Message, workflow: AnyWorkflow | None) -> None:
         what = f"instance {instance_id!r}: workflow {plan.name!r} awaits"
         if message.name not in plan.signals:
             known = ", ".join(sorted(plan.signals)) or "none"
             raise UsageError(f"{what} no signal {message.name!r}; the signals it awaits: {known}")
-        declared = self._room.signal_type(plan, message.name)
+        declared = self._signal_type(plan, message.name, workflow)
         try:
             self._room.codec.decode(message.payload or b"", declared)
         except CodecError as error:
             raise UsageError(f"{what} {message.name!r} as {type_name(declared)}: {error}") from error
 
-    def _advanced(self, backend: Any, plan: Plan, loaded: Loaded, message: Message) -> bool:
+    def _signal_type(self, plan: Plan, name: str, workflow: AnyWorkflow | None) -> object:
+        known = self._room.workflow_of(plan) if workflow is None else same_name(plan, workflow)
+        return known.bodies.payloads.get(name, Any) if known is not None else Any
+
+    # --- advancing what nobody holds ---
+
+    def _advanced(self, backend: Backend, plan: Plan, state: Frontier, loaded: Loaded, message: Message) -> bool:
         """Advance an instance that nobody holds. Returns False if it has to be looked at again.
 
-        That is so if somebody else wrote first, or if a holder that is gone has left messages: those come first.
+        That is so if somebody else wrote first, or if a holder that is gone has left messages: those come first. Only
+        a retry comes before them; of what an ended run has left unread the signals count, its requests are past.
         """
+        if message.kind == "retry":
+            left = [m for m in loaded.mail if m.kind == "signal"]
+            change = self._change(plan, state, loaded, [message, *left], [m.id for m in loaded.mail], [])
+            return bool(change.entries) and backend.commit(None, [change])[0] in ("done", "mail")
         if loaded.mail:
-            backend.commit(None, [self._change(plan, loaded, loaded.mail, [m.id for m in loaded.mail], [])])
+            backend.commit(None, [self._change(plan, state, loaded, loaded.mail, [m.id for m in loaded.mail], [])])
             return False
         ids = [message.message_id] if message.message_id else []
-        change = self._change(plan, loaded, [message], [], ids)
+        change = self._change(plan, state, loaded, [message], [], ids)
         if not change.entries:
             return True
         outcome = backend.commit(None, [change])[0]
-        return outcome in ("done", "mail") or (bool(ids) and self._known(backend, loaded, message))
+        return outcome in ("done", "mail") or self._accepted(backend, change.instance, message)
+
+    @staticmethod
+    def _accepted(backend: Backend, instance: int, message: Message) -> bool:
+        """Whether a message with an id was accepted before, or is now, by a session that holds the instance again."""
+        return bool(message.message_id) and backend.post(instance, message) in ("known", "posted")
 
     def _change(
-        self, plan: Plan, loaded: Loaded, messages: Sequence[Message], taken: Sequence[int], ids: Sequence[str]
+        self,
+        plan: Plan,
+        state: Frontier,
+        loaded: Loaded,
+        messages: Sequence[Message],
+        taken: Sequence[int],
+        ids: Sequence[str],
     ) -> Change:
         """Decide what messages lead to in an instance that nobody holds, where nothing runs."""
-        state, now = frontier_of(plan, loaded), self._room.clock.now_us()
-        entries: list[Entry] = []
+        now, entries = self._room.clock.now_us(), list[Entry]()
         for message in messages:
-            payload = message.payload if message.kind == "signal" else None
-            entries += Live.rows(plan, state, [event_of(message)], now, payload)
+            entries += Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
         closing = tuple(k for k, s in state.steps.items() if s.phase == "closing")
         entries += Live.rows(plan, state, [e.Settled(closing)] if closing else [], now)
         rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, state.result)
         return Change(loaded.header.instance, loaded.header.seq, entries, taken, rest, ids)
 
-    def _known(self, backend: Any, loaded: Loaded, message: Message) -> bool:
-        return bool(backend.post(loaded.header.instance, message) == "known")
+
+def same_name(plan: Plan, workflow: AnyWorkflow) -> AnyWorkflow:
+    """Return a workflow that was given for an instance. Raises UsageError if it is not the instance's own."""
+    if workflow.name != plan.name:
+        raise UsageError(f"the instance belongs to workflow {plan.name!r}, not {workflow.name!r}")
+    return workflow

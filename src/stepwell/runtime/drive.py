@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from stepwell.backend.base import Change, Message, Rest
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
-from stepwell.errors import BackendError, Closed, InstanceDamaged, LeaseLost
+from stepwell.errors import BackendError, Closed, InstanceConflict, InstanceDamaged, LeaseLost
 from stepwell.flow.plan import Key
 from stepwell.types import ENDED
 
-from .arrivals import Kept, News, Posted, arrived_of, timed_out
+from .arrivals import Kept, News, Posted, Replaced, event_of_failure, timed_out
 from .clock import AnyMailbox, Wait
 from .context import CURRENT, Cell
 from .hands import Fatal, perform_apart
 from .invoke import Body, Job, Outcome, perform
-from .launch import Launcher
-from .live import Arrived, Live, event_of
-from .timers import Timers, What
+from .launch import Flights, stop
+from .live import Arrived, Live
+from .requests import event_of, value_of
+from .timers import Timers
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +43,7 @@ BUSY_MAIL_NS: Final = 10_000_000  # how long a busy drive may overlook a posted 
 TURN_STEPS: Final = 500  # a commit is shared by at most so many steps …
 TURN_NS: Final = 2_000_000  # … or by what ends within 2 ms, unless nothing else is ready
 GRACE_US: Final = 30_000_000  # how long a cancelled instance waits for bodies that do not stop
+LOOKS: Final = 64  # how many waiting instances are looked at between two waits, once others have written
 _START_PHASES: Final = frozenset({"ready", "began"})
 
 Turns_: TypeAlias = Generator[Wait, Sequence[object], None]
@@ -60,32 +62,28 @@ class Drive:
         self._cell = Cell()
         self._lives: dict[str, Live] = {}
         self._ready: deque[tuple[Live, Key]] = deque()
-        self._timers = Timers(self._awaits)
+        self._timers = Timers(self._works_on)
         self._broken: BaseException | None = None
         self._dirty: dict[str, Live] = {}
         self._restless: dict[str, Live] = {}
-        self._flights = 0
-        self._launcher = Launcher(room, mailbox, loop)
+        self._flights = Flights(room, mailbox, loop)
         self._hint = -1
+        self._unsure: list[Live] = []
         self._mail_at = 0
-        self._orders: Mapping[type, Callable[[Live, Any], None]] = {
-            f.Opened: self._opened,
-            f.AttemptFailed: self._attempt_failed,
-            f.CancelBegun: self._cancel_begun,
-            f.ScopeFailing: self._scope_failing,
-            f.RunResumed: self._run_resumed,
-        }
 
     # --- joining and leaving ---
 
     def join(self, live: Live) -> None:
         """Take on an instance that the store (if any) has given to this runner."""
-        self.room.enter(live.instance_id, self.mailbox, live.plan)
+        self.room.enter(live, self.mailbox)
+        if (before := self._lives.get(live.instance_id)) is not None:
+            self._replaced(before)  # a message says so too, but there is one place for an id
         self._lives[live.instance_id] = live
 
     def begin(self, live: Live) -> None:
         """Look over a joined instance: what may run, what waits for a time, what was cut off."""
-        self._survey(live)
+        if not live.upcoming:  # a new one may say by itself what comes first
+            self._survey(live)
         if live.entries:
             self._dirty[live.instance_id] = live
         else:
@@ -97,7 +95,8 @@ class Drive:
     def __exit__(self, *exc: object) -> None:
         """Whatever happened: claims are given back and flights are let go."""
         self.over = True
-        self.abandon(self.lives())
+        if self._lives:
+            self.abandon(self.lives())
 
     def turns(self) -> Turns_:
         """Work until nothing is left to work on."""
@@ -106,23 +105,26 @@ class Drive:
             while self._lives:
                 if self._ready:
                     self._start_some()
-                    self._launcher.hand_over()
+                    self._flights.hand_over()
                 if not self.mailbox.empty():
                     self._take_in(self.mailbox.drain())
                 if self._dirty:
                     self._commit()
-                if time.perf_counter_ns() - self._mail_at > BUSY_MAIL_NS:
+                if self._writes and time.perf_counter_ns() - self._mail_at > BUSY_MAIL_NS:
                     self._read_mail()
                 if self._timer_due():
                     self._fire()
                     continue
                 if self._ready or not self._lives:
                     continue
-                if not self.stay and not self._flights and not self._timer_due():
+                if not self.stay and not self._flights.count and not self._timer_due():
                     self._rest_all()
                 elif (wait := self._wait()) is not None:
-                    self._take_in((yield wait))
+                    came = yield wait
+                    self._take_in(came)
                     self._read_mail()
+                    if not came:
+                        self._look_for_replaced()
                     self._fire()
         finally:
             self.over = True
@@ -135,8 +137,6 @@ class Drive:
     def abandon(self, lives: Iterable[Live]) -> None:
         """Give instances back as they stand: what has ended is kept, what still runs is no longer waited for."""
         left = [live for live in lives if self._let_go(live, "the runner has stopped")]
-        for live in left:
-            self._dirty.pop(live.instance_id, None)
         self._keep_ready(self._works_on)
         self._give_back(left)
 
@@ -146,13 +146,11 @@ class Drive:
             return False
         del self._lives[live.instance_id]
         self._restless.pop(live.instance_id, None)
-        for job in live.flights.values():
-            self._flights -= 1
-            job.stopped = why
-            if job.stop is not None:
-                job.stop()
-        live.flights, live.upcoming = {}, []
-        self.room.leave(live.instance_id)
+        self._dirty.pop(live.instance_id, None)
+        self._flights.stop(live, why)
+        self._flights.forget(live)
+        live.upcoming = []
+        self.room.leave(live)
         return True
 
     def _works_on(self, live: Live) -> bool:
@@ -165,13 +163,15 @@ class Drive:
 
     def _give_back(self, left: Iterable[Live]) -> None:
         """Store what is still unwritten, and release the claims."""
-        backend, held = self.room.backend, [live for live in left if live.instance]
+        room, backend, held = self.room, self.room.backend, [live for live in left if live.instance]
         if backend is None or not held:
             return
         try:
-            if changes := [live.change(None) for live in held if live.entries]:
-                backend.commit(self.room.session(), changes)
-            backend.release(self.room.session(), [live.instance for live in held])
+            if changes := [live.change(live.rest(True) if live.ended else None) for live in held if live.entries]:
+                backend.commit(room.session(), changes)
+            with room.entering:  # another call of this runner may have taken it up since
+                free = [live.instance for live in held if not room.holds(live.instance_id, live.instance)]
+                backend.release(room.session(), free)
         except (BackendError, LeaseLost, Closed):
             return  # the claim ends with the session or its lease; the reason we are leaving matters more
 
@@ -189,14 +189,14 @@ class Drive:
             if step.phase == "began":
                 if key in live.upcoming:
                     continue  # that it began is not stored yet
-            elif state.ended or state.held or state.paused or state.cancelling:
+            elif state.ended or state.held or state.paused or state.stopping:
                 continue
             elif step.due_us and step.due_us > self.room.clock.now_us():
                 continue  # it has been tried meanwhile
             body = live.bodies[key[0]] or live.prepared.body(key[0])
             if body.at_most_once and step.phase == "ready":
                 live.upcoming.append(key)
-                self._record(live, Arrived(e.Begun(key[0], key[1], step.attempt), None, self.room.clock.now_us()))
+                self._record(live, e.Begun(key[0], key[1], step.attempt), self.room.clock.now_us())
             else:
                 try:
                     self._start(live, key, body, step.attempt)
@@ -211,7 +211,7 @@ class Drive:
 
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
         job = Job(live, body, key[0], key[1], attempt, live.gather(body, key))
-        if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights):
+        if body.inline or (body.plain and self._loop is None and not self._ready and not self._flights.count):
             job.keep = self._at_once
             outcome = perform(job, self._cell) if self._loop is None else perform_apart(job, self._cell)
             if self._broken is not None:
@@ -225,102 +225,106 @@ class Drive:
         if body.timeout_us:
             job.deadline_us = self.room.clock.now_us() + body.timeout_us
             self._timers.add(job.deadline_us, live, job)
-        self._flights += 1
-        live.flights[job.key] = job
-        self._launcher.launch(job)
+        self._flights.launch(live, job)
 
     # --- taking in ---
 
     def _take_in(self, items: Iterable[object]) -> None:
         for item in items:
-            match item:
-                case Outcome():
-                    self._land(item)
-                case Fatal(job, error):
-                    if self._has_landed(job):
-                        raise error
-                case Kept(job, cursor):
-                    self._keep(job, cursor)
-                case Posted(instance_id, message):
-                    if live := self._lives.get(instance_id):
-                        self._deliver(live, message)
-                case News():
-                    self._hint = self._mail_at = 0
-                case None:
-                    self.room.check_open()  # or a clock was moved: what is due now is seen without being told
-                case _:
-                    raise AssertionError(f"nobody puts a {type(item).__name__} into a mailbox")
+            if type(item) is Outcome:
+                if self._flights.land(item.job):
+                    self._absorb(item)
+            elif type(item) is Fatal:
+                if self._flights.land(item.job):
+                    raise item.error
+            else:
+                self._heed(item)
 
-    def _land(self, outcome: Outcome) -> None:
-        """A body that was handed over has ended; a late one (its attempt timed out) is no longer in flight."""
-        if self._has_landed(outcome.job):
-            self._absorb(outcome)
-
-    def _has_landed(self, job: Job) -> bool:
-        """Take a job out of the air, and say whether it was still there."""
-        flights, key = job.live.flights, job.key
-        if flights.get(key) is not job:
-            return False
-        del flights[key]
-        self._flights -= 1
-        return True
+    def _heed(self, item: object) -> None:
+        match item:
+            case Kept(job, cursor):
+                self._keep(job, cursor)
+            case Posted(instance_id, message):
+                if live := self._lives.get(instance_id):
+                    self._deliver(live, message)
+            case Replaced(live):
+                if self._works_on(live):
+                    self._replaced(live)
+            case News():
+                self._hint = self._mail_at = 0
+            case None:
+                self.room.check_open()  # or a clock was moved: what is due now is seen without being told
+            case _:
+                raise AssertionError(f"nobody puts a {type(item).__name__} into a mailbox")
 
     def _absorb(self, outcome: Outcome) -> None:
         live: Live = outcome.job.live
+        if outcome.stored:
+            self._redo(live)
+            return
+        job, now = outcome.job, self.room.clock.now_us()
+        if outcome.error is None:
+            succeeded = e.Succeeded(job.node, job.turns, job.number, outcome.tag)
+            self._record(live, succeeded, now, outcome.output, job.took_us)
+            return
         before = live.state.seq
-        self._record(live, arrived_of(outcome, self.room.clock.now_us()))
-        if outcome.error is not None and (failure := live.state.failure) and failure.address > before:
-            live.errors[failure.address] = outcome.error
+        event, record = event_of_failure(outcome)
+        self._record(live, event, now, record, job.took_us)
+        if (failure := live.state.failure) and failure.address > before:
+            live.errors = {**live.errors, failure.address: outcome.error}
 
     def _deliver(self, live: Live, message: Message) -> bool:
         """Turn a message into an event. Returns whether it changed anything."""
-        payload: Any = message.payload if message.kind == "signal" else None
+        payload: Any = value_of(message)
         if payload is not None and not live.prepared.stored:
             payload = self.room.codec.decode(payload, live.prepared.signal_types.get(message.name, Any))
-        return self._record(live, Arrived(event_of(message), payload, message.at_us, from_inbox=True))
+        return self._record(live, event_of(message, live.plan), message.at_us, payload, from_inbox=True)
 
     # --- what the engine decided ---
 
-    def _record(self, live: Live, arrived: Arrived) -> bool:
-        facts = live.advance(arrived)
+    def _record(
+        self, live: Live, event: e.Event, at_us: int, output: Any = None, took_us: int = 0, from_inbox: bool = False
+    ) -> bool:
+        facts = live.advance(event, at_us, output, took_us, from_inbox)
         if not facts:
             return False
-        opened, bodied = f.Opened, live.plan.bodied
-        for fact in facts:
-            if type(fact) is opened and bodied[fact.node]:
-                live.upcoming.append((fact.node, fact.turns))
-            elif (obey := self._orders.get(type(fact))) is not None:
-                obey(live, fact)
+        if type(facts) is f.Fixed:  # nearly every step: the next one follows, and there is nothing to obey
+            live.upcoming.append(facts.opened)
+        else:
+            self._obey(live, facts)
         state = live.state
-        if self._writes or state.ended or state.held or state.paused or state.cancelling:
+        if self._writes or state.ended or state.held or state.paused or state.stopping:
             self._dirty[live.instance_id] = self._restless[live.instance_id] = live
-        elif live.upcoming:
-            self._free_steps(live)  # nothing is written, so nothing has to be waited for
+        else:  # nothing is written, so nothing has to be waited for
+            for key in live.upcoming:
+                self._ready.append((live, key))
+            live.upcoming.clear()
         return True
 
-    def _opened(self, live: Live, fact: f.Opened) -> None:
-        if fact.due_us:
-            self._timers.add(fact.due_us, live, (fact.node, fact.turns))
+    def _obey(self, live: Live, facts: Sequence[f.Fact]) -> None:
+        for fact in facts:
+            match fact:
+                case f.Opened():
+                    if live.plan.bodied[fact.node]:
+                        live.upcoming.append((fact.node, fact.turns))
+                    elif fact.due_us:
+                        self._timers.add(fact.due_us, live, (fact.node, fact.turns))
+                case f.AttemptFailed():
+                    if fact.due_us >= 0:
+                        self._timers.add(fact.due_us, live, (fact.node, fact.turns))
+                case f.ScopeFailing():
+                    self._settle_idle(live)
+                case f.CancelBegun() | f.HoldDecided() if live.state.stopping:
+                    self._stop(live)
+                case f.RunResumed() | f.HoldDecided():
+                    self._survey_again(live, self._about_to_start(live))
+                case _:
+                    pass
 
-    def _attempt_failed(self, live: Live, fact: f.AttemptFailed) -> None:
-        if fact.due_us >= 0:
-            self._timers.add(fact.due_us, live, (fact.node, fact.turns))
-
-    def _cancel_begun(self, live: Live, fact: f.CancelBegun) -> None:
-        for job in list(live.flights.values()):
-            job.stopped = "the instance is being cancelled"
-            if job.stop is not None:
-                job.stop()
-            if job.body.run_in == "process":
-                self._has_landed(job)  # its process is gone, so nothing will come of it
+    def _stop(self, live: Live) -> None:
+        self._flights.stop(live, "the instance is being ended")
         if live.flights:
             self._timers.add(self.room.clock.now_us() + GRACE_US, live, None)
-        self._settle_idle(live)
-
-    def _run_resumed(self, live: Live, fact: f.RunResumed) -> None:
-        self._survey_again(live, self._about_to_start(live))
-
-    def _scope_failing(self, live: Live, fact: f.ScopeFailing) -> None:
         self._settle_idle(live)
 
     def _settle_idle(self, live: Live) -> None:
@@ -330,7 +334,7 @@ class Drive:
             k for k, s in live.state.steps.items() if s.phase == "closing" and k not in live.flights and k != busy
         )
         if closing:
-            self._record(live, Arrived(e.Settled(closing), None, self.room.clock.now_us()))
+            self._record(live, e.Settled(closing), self.room.clock.now_us())
 
     def _running_here(self, live: Live) -> Key | None:
         """Return the step whose body has called back into this drive (a heartbeat), if it belongs to ``live``."""
@@ -344,7 +348,7 @@ class Drive:
             if key == busy or key in live.flights:
                 continue
             if step.phase == "began" and key not in begun:
-                self._record(live, Arrived(e.CutOff(key[0], key[1], step.attempt), None, now))
+                self._record(live, e.CutOff(key[0], key[1], step.attempt), now)
             elif step.phase == "began" or (step.phase == "ready" and step.due_us <= now):
                 live.upcoming.append(key)
             elif step.phase in ("ready", "parked") and step.due_us:
@@ -370,15 +374,12 @@ class Drive:
     def _release(self, live: Live) -> None:
         """What was decided is safe: its successors may start, and an ended run is done with."""
         if live.upcoming:
-            self._free_steps(live)
+            for key in live.upcoming:
+                self._ready.append((live, key))
+            live.upcoming.clear()
         state = live.state
         if state.ended or ((state.held or state.paused) and not self._is_busy(live)):
             self._finish(live)
-
-    def _free_steps(self, live: Live) -> None:
-        for key in live.upcoming:
-            self._ready.append((live, key))
-        live.upcoming = []
 
     def _release_unwritten(self, live: Live) -> None:
         """Go on with a run that was read and not changed; if it rests, no commit will give it back."""
@@ -400,7 +401,8 @@ class Drive:
             for live in dirty:
                 self._release(live)
             return
-        changes = [live.change(self._rest_of(live)) for live in dirty]
+        rest_of = self._rest_of
+        changes = [Change(live.instance, live.base, live.entries, live.taken, rest_of(live)) for live in dirty]
         for live, outcome in zip(dirty, self._write(changes), strict=True):
             if outcome != "conflict":
                 live.committed()
@@ -410,19 +412,26 @@ class Drive:
                 self._redo(live)
 
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
-        assert self.room.backend is not None
-        with self.room.quiet:
-            return self.room.fenced(self.room.backend.commit, changes)
+        room = self.room
+        assert room.backend is not None
+        session = room.session()
+        with room.quiet:
+            try:
+                return room.backend.commit(session, changes)
+            except LeaseLost:
+                room.lost(session)
+                raise
 
     def _rest_of(self, live: Live) -> Rest | None:
         """Describe an instance that this commit leaves with nothing to do; ``None`` while it goes on."""
-        if live.state.ended:
+        state = live.state
+        if state.ended:
             return live.rest(release=True)
-        if live.flights or self._running_here(live):
+        if live.flights:
             return None
-        if live.gated:
+        if state.held or state.paused or state.stopping:
             return None if self._is_busy(live) else live.rest(release=True)
-        if live.upcoming or self._ready:
+        if live.upcoming or self._ready or self._running_here(live):
             return None
         live.resting = True
         return live.rest(release=False)
@@ -430,29 +439,27 @@ class Drive:
     def _redo(self, live: Live) -> None:
         """Take up anew what others wrote or what got messages as it was given back; deciding again has no effect."""
         assert self.room.backend is not None
-        arrived = [a for a in live.arrived if not a.from_inbox]  # a message is still in the inbox
+        arrived = [again for again in live.arrived if not again[-1]]  # a message is still in the inbox
         session = self.room.session()
-        loaded = self.room.backend.claim(session, live.instance_id)
+        loaded = None if self._is_replaced(live) else self.room.backend.claim(session, live.instance_id)
         live.arrived = []
-        if loaded is None or loaded.header.instance != live.instance:
+        if loaded is None:
             self._replaced(live)
-            if loaded is not None and loaded.header.session == session.id:
-                self.room.backend.release(session, [loaded.header.instance])
         elif loaded.header.session != session.id and loaded.header.state not in ENDED:
             self._lose(live, LeaseLost(f"{loaded.header.held_by} has taken over instance {live.instance_id!r}"))
         else:
             try:
                 live.restore(loaded)
-            except InstanceDamaged as error:
+            except (InstanceDamaged, InstanceConflict) as error:
                 self._lose(live, error)
             else:
                 self._go_on(live, arrived, loaded.mail)
 
     def _go_on(self, live: Live, arrived: Iterable[Arrived], mail: Iterable[Message]) -> None:
         begun = set[Key]()
-        for again in arrived:
-            if self._record(live, again) and isinstance(again.event, e.Begun):
-                begun.add((again.event.node, again.event.turns))
+        for event, at_us, output, took_us, _ in arrived:
+            if self._record(live, event, at_us, output, took_us) and isinstance(event, e.Begun):
+                begun.add((event.node, event.turns))
         self._survey_again(live, begun)
         for message in () if live.state.ended else mail:
             self._take_message(live, message)
@@ -464,6 +471,18 @@ class Drive:
         live.lost, live.entries = error, []
         self._finish(live)
         self._give_back([live])
+
+    def _is_replaced(self, live: Live) -> bool:
+        assert self.room.backend is not None
+        header = self.room.backend.header(live.instance_id)
+        return header is None or header.instance != live.instance
+
+    def _look_for_replaced(self) -> None:
+        """What waits does not commit, so it would not notice; each look costs a read, so they are few at a time."""
+        looks, self._unsure = self._unsure[:LOOKS], self._unsure[LOOKS:]
+        for live in looks:
+            if self._works_on(live) and self._is_replaced(live):
+                self._replaced(live)
 
     def _replaced(self, live: Live) -> None:
         """Another run has taken this one's place: what was not stored is forgotten; its callers hear of a cancel."""
@@ -500,20 +519,10 @@ class Drive:
             self._fire()
             return None
         poll_us = self.room.poll_us if self.room.backend is not None else None
-        return Wait(until, self._flights > 0, poll_us, self.mailbox.put)
+        return Wait(until, self._flights.count > 0, poll_us, self.mailbox.put)
 
     def _timer_due(self) -> bool:
-        heap = self._timers.heap
-        return bool(heap) and heap[0][0] <= self.room.clock.now_us()
-
-    def _awaits(self, due_us: int, live: Live, what: What) -> bool:
-        """Say whether a moment still counts: most timeouts belong to what has long ended."""
-        if not self._works_on(live):
-            return False
-        if isinstance(what, Job):
-            return live.flights.get(what.key) is what
-        step = live.state.steps.get(what) if what is not None else None
-        return step.due_us == due_us if step is not None else what is None and bool(live.flights)
+        return self._timers.due(self.room.clock.now_us)
 
     def _fire(self) -> None:
         now = self.room.clock.now_us()
@@ -522,30 +531,20 @@ class Drive:
                 self._time_out(what)
             elif what is None:
                 self._give_up(live)
-            else:
-                self._due(live, what, now)
-
-    def _due(self, live: Live, key: Key, now: int) -> None:
-        phase = live.state.steps[key].phase
-        if phase == "ready":
-            self._ready.append((live, key))
-        elif phase == "parked":
-            self._record(live, Arrived(e.Fired(*key), None, now))
+            elif (phase := live.state.steps[what].phase) == "ready":
+                self._ready.append((live, what))
+            elif phase == "parked":
+                self._record(live, e.Fired(*what), now)
 
     def _give_up(self, live: Live) -> None:
         """The grace of a cancelled instance is over: bodies that did not stop are no longer waited for."""
-        for key in list(live.flights):
-            del live.flights[key]
-            self._flights -= 1
+        self._flights.forget(live)
         self._settle_idle(live)
 
     def _time_out(self, job: Job) -> None:
-        if not self._has_landed(job):
+        if not self._flights.land(job):
             return
-        job.stopped = "its timeout has passed"
-        if job.stop is not None:
-            job.stop()
-        else:
+        if not stop(job, "its timeout has passed"):
             self.room.threads().abandon(job)
         self._absorb(timed_out(job))
 
@@ -560,7 +559,8 @@ class Drive:
         hint = backend.hint()
         if hint == self._hint:
             return
-        by_number = {live.instance: live for live in self._lives.values()}
+        self._unsure = self.lives()
+        by_number = {live.instance: live for live in self._unsure}
         for number, messages in self.room.fenced(backend.mail).items():
             if (live := by_number.get(number)) is not None:
                 for message in messages:
@@ -571,7 +571,7 @@ class Drive:
     def _take_message(self, live: Live, message: Message) -> None:
         if message.id in live.taken:
             return
-        live.taken.append(message.id)
+        live.taken = [*live.taken, message.id]
         if not self._deliver(live, message):
             live.resting = False
         self._dirty[live.instance_id] = live
@@ -597,4 +597,4 @@ class Drive:
     def _keep(self, job: Job, cursor: object) -> None:
         if not self._works_on(job.live):
             return  # it was let go meanwhile
-        self._record(job.live, Arrived(e.Beat(job.node, job.turns, job.number), cursor, self.room.clock.now_us()))
+        self._record(job.live, e.Beat(job.node, job.turns, job.number), self.room.clock.now_us(), cursor)

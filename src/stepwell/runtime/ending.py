@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
-from stepwell.backend.base import Header
+from stepwell.backend.base import Header, Message
 from stepwell.codec import Codec
-from stepwell.engine.frontier import Failure, Frontier
+from stepwell.engine.frontier import Failure, Frontier, Request
 from stepwell.errors import (
     InstanceHeld,
     InstancePaused,
@@ -26,6 +26,7 @@ from stepwell.timing import moment
 from stepwell.types import State
 
 from .failure import message_of, recorded_error
+from .requests import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,18 @@ class InstanceStatus:
         state: ``pending running waiting paused held completed failed cancelled``.
         created, updated, ended: moments in UTC; ``ended`` is ``None`` while it is unfinished.
         due: when it wants to go on; ``None``: at once, never, or when a message comes.
-        pending: requests and signals that its holder has not taken in yet.
-        held_by: the process that works on it now, or ``""``.
-        detail: in words: the failed step and error, the reason it is held, paused or cancelled.
+        pending: what its holder has not taken in yet, oldest first: ``"cancel"``, ``"signal approve"``.
+        held_by: the process that works on it now, or ``""``. Meanwhile ``state``, ``updated`` and ``due`` are as it
+            was left last.
+        detail: in words: the failed step and error, the reason it is held, paused or cancelled, and who can mend it.
+        labels: what it was started with.
+        seq: how many journal entries it has.
+        number: grows with every run that is created in its store; ``client.list(after=)`` goes by it.
+
+    Example:
+        >>> status = client.status("order-42")  # doctest: +SKIP
+        >>> status.state, status.detail  # doctest: +SKIP
+        ('paused', 'it is paused by ann: stock-taking; client.resume() lets it go on')
     """
 
     instance_id: str
@@ -52,9 +62,12 @@ class InstanceStatus:
     updated: datetime
     ended: datetime | None
     due: datetime | None
-    pending: int
+    pending: tuple[str, ...]
     held_by: str
     detail: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    seq: int = 0
+    number: int = 0
 
     @property
     def finished(self) -> bool:
@@ -62,8 +75,8 @@ class InstanceStatus:
         return self.ended is not None
 
 
-def status_of(header: Header, detail: str = "") -> InstanceStatus:
-    """Return the status that a stored row stands for."""
+def status_of(header: Header, detail: str = "", mail: Sequence[Message] = ()) -> InstanceStatus:
+    """Return the status that a stored row and its unread messages stand for."""
     return InstanceStatus(
         header.instance_id,
         header.run,
@@ -73,9 +86,12 @@ def status_of(header: Header, detail: str = "") -> InstanceStatus:
         moment(header.updated_us),
         moment(header.ended_us) if header.ended_us is not None else None,
         moment(header.due_us) if header.due_us else None,
-        header.mail,
+        tuple(map(in_words, mail)),
         header.held_by,
         detail,
+        header.labels,
+        header.seq,
+        header.instance,
     )
 
 
@@ -104,10 +120,8 @@ class Ending:
                 self.instance_id, f"it was cancelled{_because(state.cancelling.reason, state.cancelling.by)}"
             )
         if state.held:
-            where = self.plan.path(state.held.node, state.held.turns)
-            text = f"it is held ({state.held.reason}){f' at {where}' if where else ''}: {state.held.by}"
-            mend = "mend that and begin anew with on_conflict='terminate_existing', or end it with client.cancel()"
-            raise InstanceHeld(self.instance_id, f"{text}; {mend}", state.held.reason)
+            text = hold_text(self.plan, state.held)
+            raise InstanceHeld(self.instance_id, f"{text}; {hold_mend(self.plan, state.held)}", state.held.reason)
         if state.paused:
             raise InstancePaused(
                 self.instance_id,
@@ -120,7 +134,8 @@ class Ending:
         path = self.plan.path(failure.node, failure.turns)
         text = message_of(cause) or type(cause).__name__
         name = "" if isinstance(cause, StepwellError) else f"{type(cause).__name__}: "
-        raise WorkflowFailed(self.instance_id, f"step {path} failed: {name}{text}", path) from cause
+        what = f"step {path} failed" if path else "it was failed by decision"
+        raise WorkflowFailed(self.instance_id, f"{what}: {name}{text}", path) from cause
 
     def error(self) -> BaseException:
         """Return the error that failed the run: the exception of this process, or what was recorded of it."""
@@ -129,25 +144,61 @@ class Ending:
             return known
         path = self.plan.path(failure.node, failure.turns)
         if not failure.address:
-            return refusal(self.plan, failure, path)
+            return refusal(self.plan, failure.node, failure.reason, path)
         raw = self.value(failure.address)
         return recorded_error(self._codec.decode(raw) if self._codec is not None and raw is not None else raw)
 
+    @property
+    def resting(self) -> bool:
+        """Whether nothing moves it by itself: it has ended, or is held or paused."""
+        return bool(self.state.ended or self.state.held or self.state.paused)
+
     def detail(self) -> str:
-        """Say in words what became of the run; ``""`` where its state says all."""
+        """Say in words what became of the run and what would move it; ``""`` where its state says all."""
+        if asked := self.state.cancelling:
+            if not self.state.ended:
+                return f"it is being cancelled{_because(asked.reason, asked.by)}"
+        elif not self.resting:
+            return ""
         try:
             self.raise_if_unfinished()
+        except (WorkflowFailed, WorkflowCancelled) as error:
+            return f"{_text_of(error)}; client.retry() goes on from there, with all results kept"
         except StepwellError as error:
-            return str(error).partition(": ")[2]
-        except AssertionError:
-            return ""
+            return _text_of(error)
         return ""
 
 
-def refusal(plan: Plan, failure: Failure, path: str) -> StepError:
+def hold_text(plan: Plan, held: Request) -> str:
+    """Say why a run is held, and where."""
+    where = plan.path(held.node, held.turns)
+    said = "" if held.by == where else f": {held.by}"
+    return f"it is held ({held.reason}){f' at {where}' if where else ''}{said}"
+
+
+def hold_mend(plan: Plan, held: Request) -> str:
+    """Say what ends a hold."""
+    decide = f"client.decide(id, {plan.path(held.node, held.turns)!r}, …)"
+    first = _MENDS.get(held.reason, "mend that and say Rerun()")
+    return f"{first} by {decide}, or end it with client.cancel()"
+
+
+_MENDS: Final = {
+    "interrupted": "nobody knows whether it happened: look, and say Complete(value), Rerun() or Fail(reason)",
+    "undecodable": "mend the declared type and say Rerun(), or say Complete(value) or Fail(reason),",
+    "changed": "run code whose graph fits, as that it was started with, or say Rerun()",
+    "quarantined": "find out what ends its processes, then say Rerun()",
+}
+
+
+def _text_of(error: StepwellError) -> str:
+    return str(error).partition(": ")[2]
+
+
+def refusal(plan: Plan, node: int, reason: str, path: str) -> StepError:
     """Return the exception for a failure that the engine itself decided on."""
-    row = plan.nodes[failure.node]
-    match failure.reason:
+    row = plan.nodes[node]
+    match reason:
         case "signal_timeout":
             return SignalTimeout(f"no message {row.signal!r} came within {row.timeout_us / 1e6:g} s at {path}", path)
         case "loop_limit":
@@ -159,4 +210,5 @@ def refusal(plan: Plan, failure: Failure, path: str) -> StepError:
 
 
 def _because(reason: str, by: str) -> str:
+    """Return a person's reason as the end of a sentence."""
     return f"{f' by {by}' if by else ''}{f': {reason}' if reason else ''}"

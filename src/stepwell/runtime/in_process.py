@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, overload
 
 from stepwell.codec import Codec
 
-from . import session
+from . import session, starting
 from .clock import AsyncMailbox, Clock, Mailbox
 from .control import Control
 from .drive import Drive
@@ -67,7 +67,7 @@ class InProcessRunner(_Base):
     def run(self, task: AsyncFunction[In, Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
     @overload
     def run(self, task: Callable[[In], Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
-    def run(self, workflow: Any, value: Any = session.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
+    def run(self, workflow: Any, value: Any = starting.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
         """Run a workflow to its end, through delays and signals, and return its output.
 
         Raises:
@@ -75,21 +75,21 @@ class InProcessRunner(_Base):
             WorkflowCancelled, InstanceHeld, InstancePaused: it came to rest without an output.
             MissingDependency, UsageError: before anything runs.
         """
-        return self._run_all(workflow, [session.Start(value, instance_id)])[0]
+        return self._run_all(workflow, [starting.Start(value, instance_id)])[0]
 
     def run_many(self, workflow: Workflow[In, Out], values: Sequence[In]) -> list[Out]:
         """Run one instance for each input, all at the same time, and return their outputs in order.
 
         Raises as :meth:`run`.
         """
-        return self._run_all(workflow, [session.Start(value) for value in values])
+        return self._run_all(workflow, [starting.Start(value) for value in values])
 
-    def _run_all(self, workflow: Any, starts: Sequence[session.Start]) -> list[Any]:
+    def _run_all(self, workflow: Any, starts: Sequence[starting.Start]) -> list[Any]:
         check_no_loop("InProcessRunner.run()")
         mailbox = Mailbox()
         drive = Drive(self._room, mailbox, stay=True, loop=None)
         with drive:
-            entered = session.enter_all(drive, workflow, starts)
+            entered = starting.enter_all(drive, workflow, starts)
             run_sync(drive, mailbox)
         return [session.output_of(self._room, each) for each in entered]
 
@@ -120,22 +120,22 @@ class AsyncInProcessRunner(_Base):
     async def run(self, task: AsyncFunction[In, Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
     @overload
     async def run(self, task: Callable[[In], Out], value: In, /, *, instance_id: str | None = None) -> Out: ...
-    async def run(self, workflow: Any, value: Any = session.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
+    async def run(self, workflow: Any, value: Any = starting.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
         """See :meth:`InProcessRunner.run`."""
-        return (await self._run_all(workflow, [session.Start(value, instance_id)]))[0]
+        return (await self._run_all(workflow, [starting.Start(value, instance_id)]))[0]
 
     async def run_many(self, workflow: Workflow[In, Out], values: Sequence[In]) -> list[Out]:
         """See :meth:`InProcessRunner.run_many`."""
-        return await self._run_all(workflow, [session.Start(value) for value in values])
+        return await self._run_all(workflow, [starting.Start(value) for value in values])
 
-    async def _run_all(self, workflow: Any, starts: Sequence[session.Start]) -> list[Any]:
+    async def _run_all(self, workflow: Any, starts: Sequence[starting.Start]) -> list[Any]:
         import asyncio
 
         loop = asyncio.get_running_loop()
         mailbox = AsyncMailbox(loop)
         drive = Drive(self._room, mailbox, stay=True, loop=loop)
         with drive:
-            entered = session.enter_all(drive, workflow, starts)
+            entered = starting.enter_all(drive, workflow, starts)
             await run_async(drive, mailbox)
         return [session.output_of(self._room, each) for each in entered]
 

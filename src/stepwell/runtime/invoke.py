@@ -14,11 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from copy import deepcopy
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
 from stepwell.codec import Codec
+from stepwell.codec.tags import type_of
 from stepwell.errors import (
     CodecError,
     EncodeError,
@@ -28,6 +30,7 @@ from stepwell.errors import (
     RetryAfter,
     StepError,
     TaskTimeout,
+    UsageError,
 )
 from stepwell.flow.declared import may_say_again, turn_types
 from stepwell.flow.plan import Arg, Built, Constant, Key, Plan, Ref, Selected, Turns, refs
@@ -39,10 +42,17 @@ from .failure import error_record
 from .promise import promise
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import apsw
+
     from stepwell.flow.workflow import AnyWorkflow
 
     from .live import Live
     from .processes import Remote
+    from .transaction import Transaction
+
+_clock_ns: Final = time.perf_counter_ns
 
 Raws: TypeAlias = Sequence[Any]
 Getter: TypeAlias = Callable[[Raws], Any]
@@ -68,14 +78,15 @@ class Body:
     Attributes:
         call: takes the stored values of ``refs`` and runs the body; for async tasks it returns an awaitable.
         top_keys: where its values are found if none of them was made inside a loop; ``top_key`` if it is one.
+        encode: how its result is stored; ``None`` where values are passed as they are.
         promised: raises if a result is not what the task declares to return; it could not be read by its consumers.
         plain: a sync task that the caller's own thread may run; ``inline``: one that the scheduler may.
         remote: how a process runs it; set where ``run_in`` is ``"process"``, and then ``call`` is not used.
     """
 
     __slots__ = (
-        "at_most_once", "call", "cases", "inline", "is_async", "kind", "name", "node", "plain", "promised", "refs",
-        "remote", "retry", "run_in", "task", "timeout_us", "top_key", "top_keys",
+        "at_most_once", "call", "cases", "encode", "inline", "is_async", "kind", "name", "node", "plain", "promised",
+        "refs", "remote", "retry", "run_in", "task", "timeout_us", "top_key", "top_keys",
     )  # fmt: skip
 
     def __init__(self, node: int, kind: str, name: str, refs: tuple[int, ...], call: Callable[[Raws], Any]) -> None:
@@ -83,6 +94,7 @@ class Body:
         self.top_keys: tuple[Key, ...] | None = None
         self.top_key: Key | None = None
         self.cases: Mapping[tuple[type, object], str] = {}
+        self.encode: Callable[[object], bytes] | None = None
         self.promised: Callable[[str, Any, bytes], object] | None = None
         self.task: Any = None
         self.retry: Retry | None = None
@@ -108,6 +120,7 @@ class Job(msgspec.Struct, eq=False):
     deadline_us: int = 0
     stopped: str = ""
     took_us: int = 0
+    transacting: Any = None  # a Transaction, once the body has asked for one
 
     @property
     def key(self) -> Key:
@@ -123,6 +136,11 @@ class Job(msgspec.Struct, eq=False):
     def path(self) -> str:
         return self.facts.plan.path(self.node, self.turns)
 
+    @property
+    def known_as(self) -> str:
+        step = self.facts.state.steps.get(self.key)
+        return (step.path if step is not None else "") or self.path
+
     def cancelled(self) -> bool:
         return bool(self.stopped) or self.live.stop_asked()
 
@@ -135,9 +153,20 @@ class Job(msgspec.Struct, eq=False):
     def cursor(self) -> object:
         return self.live.read_cursor(self.key)
 
+    def transaction(self) -> AbstractContextManager[apsw.Connection]:
+        if self.transacting is None:
+            from .transaction import Transaction
+
+            self.transacting = Transaction(self)
+        return cast("Transaction", self.transacting)
+
     def keep_cursor(self, cursor: object) -> None:
         if self.keep is None:
             return
+        if self.transacting is not None and self.transacting.open:
+            raise UsageError(
+                f"{self.path} keeps a cursor while its transaction is open; nothing else can be stored now"
+            )
         try:
             self.keep(self, cursor)
         except CodecError as error:
@@ -147,7 +176,8 @@ class Job(msgspec.Struct, eq=False):
 class Outcome(msgspec.Struct, eq=False):
     """How an attempt ended. ``output`` is stored bytes or the object itself; ``error`` is set if it failed.
 
-    ``verdict`` is given where the exception itself stayed in another process.
+    ``verdict`` is given where the exception itself stayed in another process; ``stored`` says that the body's own
+    transaction has written it, so that the journal tells what came of it.
     """
 
     job: Job
@@ -156,20 +186,24 @@ class Outcome(msgspec.Struct, eq=False):
     error: Any = None
     record: Any = None
     verdict: tuple[bool, int] | None = None
+    stored: bool = False
 
 
 def perform(job: Job, cell: Cell) -> Outcome:
     """Run a sync body here and now. Only ``Exception`` is an attempt's failure; anything else passes through."""
-    cell.attempt = job
-    began = time.perf_counter_ns()
+    cell.attempt, body = job, job.body
+    began = 0 if body.encode is None else _clock_ns()  # only a journal tells how long it took
     try:
-        value = job.body.call(job.raws)
+        value = body.call(job.raws)
     except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
+        if job.transacting is not None:
+            job.transacting.undo(error)
         return failed(job, error)
     finally:
         cell.attempt = None
-        job.took_us = (time.perf_counter_ns() - began) // 1_000
-    return keep(job, value)
+        if began:
+            job.took_us = (_clock_ns() - began) // 1_000
+    return keep(job, value) if job.transacting is None else job.transacting.settle(keep(job, value))
 
 
 async def perform_async(job: Job) -> Outcome:
@@ -189,16 +223,15 @@ async def perform_async(job: Job) -> Outcome:
 
 def keep(job: Job, value: Any) -> Outcome:
     """Turn what a body returned into an outcome: a tag where the engine needs one, and the value as it is stored."""
-    body, tag = job.body, ""
+    body, tag, kind = job.body, "", type_of(value)
     if body.kind == "route":
         return _chosen(job, value)
-    kind = cast(object, type(value))
     if kind is Again or kind is Done:
         value, tag = value.value, "again" if kind is Again else "done"
-    if not job.live.stored:
+    if body.encode is None:
         return Outcome(job, value, tag)
     try:
-        output = job.live.encode(value)
+        output = body.encode(value)
         if body.promised is not None:
             body.promised(tag, value, output)
         return Outcome(job, output, tag)
@@ -253,21 +286,24 @@ def steered(error: BaseException) -> tuple[bool, int] | None:
 class Prepared:
     """A workflow ready to run in one runner: its dependencies are found; bodies are composed as they are first needed.
 
+    With ``deps=None`` it can be started and described, but has no bodies.
+
     Raises:
         MissingDependency: the runner was given no value for an ``inject()``.
     """
 
-    def __init__(self, workflow: AnyWorkflow, codec: Codec, deps: Mapping[object, object], stored: bool) -> None:
+    def __init__(self, workflow: AnyWorkflow, codec: Codec, deps: Mapping[object, object] | None, stored: bool) -> None:
         self.workflow, self.plan, self.codec, self.stored = workflow, workflow.plan, codec, stored
         self.definition = 0
-        self.input_decoder = codec.decoder(workflow.input_type if workflow.has_input else Any)
+        self.input_promised = promise(codec, workflow.input_type) if workflow.has_input else None
         self.output_decoder = codec.decoder(workflow.output_type)
-        self._composer = _Composer(workflow, codec, stored, deps)
+        self._composer = _Composer(workflow, codec, stored, deps) if deps is not None else None
         self.bodies: list[Body | None] = [None] * len(self.plan.nodes)
         self.signal_types = workflow.bodies.payloads
 
     def body(self, node: int) -> Body:
         """Compose what runs at a node, at its first use: a run that goes on at its end needs few of them."""
+        assert self._composer is not None, "what has no dependencies is never run"
         body = self.bodies[node] = self._composer.body(node)
         return body
 
@@ -296,6 +332,7 @@ class _Composer:
         else:
             body = Body(node, row.kind, row.name, tuple(positions), getters[0])
             body.cases = self._cases(node)
+        body.encode = self.codec.encode if self.stored else None
         if not any(self.plan.depth[ref] for ref in positions):
             body.top_keys = tuple((ref, ()) for ref in positions)
             body.top_key = body.top_keys[0] if len(body.top_keys) == 1 else None
@@ -348,12 +385,24 @@ class _Composer:
     def _reader(self, node: int, wanted: object, at: int) -> Getter:
         produced = self.bodies.types.get(node, Any)
         declared = produced if wanted is Any or wanted is object else wanted
-        read = self._decoder(declared, node) if self.stored else _as_it_is
         if may_say_again(produced):  # a route, branch or child passes on what its last task said
+            read = self._decoder(declared, node) if self.stored else _as_it_is
             return self._tagged_reader(read, produced, node, at)
         if not self.stored:
-            return lambda raws: raws[at]
-        return lambda raws: None if raws[at] is None else read(raws[at])
+            return itemgetter(at)
+        return self._stored_reader(declared, node, at)
+
+    def _stored_reader(self, declared: object, node: int, at: int) -> Getter:
+        decode, name = self.codec.decoder(declared), self.plan.nodes[node].name
+
+        def get(raws: Raws) -> Any:
+            raw = raws[at]
+            try:
+                return None if raw is None else decode(raw)
+            except CodecError as error:
+                raise _undecodable(name, error) from error
+
+        return get
 
     def _tagged_reader(self, read: Callable[[Any], Any], produced: object, node: int, at: int) -> Getter:
         again, done = (self._decoder(t, node) if self.stored else _as_it_is for t in turn_types(produced))
@@ -373,9 +422,13 @@ class _Composer:
             try:
                 return decode(raw)
             except CodecError as error:
-                raise Undecodable(f"the stored value of {name!r} cannot be read: {error}") from error
+                raise _undecodable(name, error) from error
 
         return read
+
+
+def _undecodable(name: str, error: CodecError) -> Undecodable:
+    return Undecodable(f"the stored value of {name!r} cannot be read: {error}")
 
 
 def _as_it_is(raw: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Giving jobs away: to threads, to a loop or to a process, whichever their task asks for."""
+"""Bodies in the air: given to threads, a loop or a process, as their task asks, until they report or are let go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .clock import AnyMailbox
 from .hands import start_here
 from .invoke import Job
+from .live import Live
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,16 +15,23 @@ if TYPE_CHECKING:
     from .room import Room
 
 
-class Launcher:
-    """One drive's way to the hands. What is launched in one turn is handed over as one batch each."""
+class Flights:
+    """One drive's bodies that run elsewhere. What is launched in one turn is handed over as one batch for each hand.
+
+    Attributes:
+        count: how many are in the air; each instance has its own in ``live.flights``.
+    """
 
     def __init__(self, room: Room, mailbox: AnyMailbox, loop: asyncio.AbstractEventLoop | None) -> None:
         self._room, self._mailbox, self._loop = room, mailbox, loop
         self._for_threads: list[Job] = []
         self._for_loop: list[Job] = []
+        self.count = 0
 
-    def launch(self, job: Job) -> None:
-        job.context = job.live.context.copy()
+    def launch(self, live: Live, job: Job) -> None:
+        self.count += 1
+        live.flights[(job.node, job.turns)] = job
+        job.context = live.context.copy()
         if job.body.run_in == "process":
             job.stop = self._room.in_process(job, self._mailbox.put)
         else:
@@ -40,3 +48,32 @@ class Launcher:
                 start_here(self._loop, jobs, self._mailbox.put)
             else:
                 self._room.loop_thread().submit(jobs, self._mailbox.put)
+
+    def land(self, job: Job) -> bool:
+        """Take a job out of the air, and say whether it was still there: a late one (timed out) is not."""
+        flights, key = job.live.flights, (job.node, job.turns)
+        if flights.get(key) is not job:
+            return False
+        del flights[key]
+        self.count -= 1
+        return True
+
+    def stop(self, live: Live, why: str) -> None:
+        """Tell an instance's bodies to stop; those in processes are ended, and so have landed."""
+        for job in list(live.flights.values()):
+            stop(job, why)
+            if job.body.run_in == "process":
+                self.land(job)
+
+    def forget(self, live: Live) -> None:
+        """Wait no longer for an instance's bodies."""
+        self.count -= len(live.flights)
+        live.flights = {}
+
+
+def stop(job: Job, why: str) -> bool:
+    """Tell a body to stop, and say whether more than telling was possible."""
+    job.stopped = why
+    if job.stop is not None:
+        job.stop()
+    return job.stop is not None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from stepwell.backend.base import Change, Entry, Loaded, Message, Rest
+from stepwell.backend.base import Change, Entry, Loaded, Rest
 from stepwell.engine import advance
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Frontier, fold, from_image, to_image
-from stepwell.errors import InstanceDamaged
+from stepwell.errors import InstanceConflict, InstanceDamaged
 from stepwell.flow.plan import Key, Plan
 
 from .invoke import Body, Job, Prepared, Raws, Tagged
@@ -22,16 +23,11 @@ if TYPE_CHECKING:
     from .room import Room
 
 _STORE_SLACK: Final = 64
+_NO_ERRORS: Final[Mapping[int, BaseException]] = MappingProxyType({})
 
 
-class Arrived(msgspec.Struct, eq=False):
-    """One event on its way into the journal, with what it brought."""
-
-    event: Any
-    output: Any
-    at_us: int
-    took_us: int = 0
-    from_inbox: bool = False
+Arrived: TypeAlias = tuple[e.Event, int, Any, int, bool]
+"""One event on its way into the journal: when it came, what it brought, how long that took, and whether it is mail."""
 
 
 class Live:
@@ -64,10 +60,10 @@ class Live:
         self.base = 0
         self.store: dict[int, Any] = {0: None}
         self.store_limit = _STORE_SLACK
-        self.errors: dict[int, BaseException] = {}
+        self.errors: Mapping[int, BaseException] = _NO_ERRORS
         self.entries: list[Entry] = []
         self.arrived: list[Arrived] = []
-        self.taken: list[int] = []
+        self.taken: Sequence[int] = ()
         self.upcoming: list[Key] = []
         self.flights: dict[Key, Job] = {}
         self.resting = False
@@ -75,20 +71,23 @@ class Live:
 
     # --- events in, facts out ---
 
-    def advance(self, arrived: Arrived) -> Sequence[f.Fact]:
+    def advance(
+        self, event: e.Event, at_us: int, output: Any = None, took_us: int = 0, from_inbox: bool = False
+    ) -> Sequence[f.Fact]:
         """Let the engine decide, and note what a commit has to write."""
-        facts = advance.advance(self.plan, self.state, arrived.event, arrived.at_us)
+        state, room = self.state, self.room
+        facts = advance.advance(self.plan, state, event, at_us)
         if not facts:
             return facts
-        if self.room.check_laws is not None:
-            self.room.check_laws(self.plan, self.state)
+        if room.check_laws is not None:
+            room.check_laws(self.plan, state)
         self.resting = False
-        seq = self.state.seq
-        if arrived.output is not None:
-            self.store[seq] = arrived.output
-        if self.room.backend is not None:
-            self.entries.append(Entry(seq, f.encode(facts), arrived.output, arrived.at_us, arrived.took_us))
-            self.arrived.append(arrived)
+        seq = state.seq
+        if output is not None:
+            self.store[seq] = output
+        if room.backend is not None:
+            self.entries.append(Entry(seq, f.encode(facts), output, at_us, took_us))
+            self.arrived.append((event, at_us, output, took_us, from_inbox))
         elif len(self.store) > self.store_limit:
             self._prune()
         return facts
@@ -125,10 +124,9 @@ class Live:
 
     def gather(self, body: Body, key: Key) -> Raws:
         """Return the stored values that a body reads. Raises InstanceDamaged if one is gone."""
-        turns = key[1]
-        if self.state.cursors:  # read here, as a store that fails is no failure of the body that asks for it
-            self.fetch([self.state.cursors.get(key, 0)])
         state, store = self.state, self.store
+        if state.cursors:  # read here, as a store that fails is no failure of the body that asks for it
+            self.fetch([state.cursors.get(key, 0)])
         if body.top_keys is not None and not state.tags:
             values = state.values
             try:
@@ -137,7 +135,7 @@ class Live:
                 return [store[values[key]] for key in body.top_keys]
             except KeyError:  # a value that this process has not read yet
                 self.fetch([values[key] for key in body.top_keys])
-        depth = self.plan.depth
+        depth, turns = self.plan.depth, key[1]
         addresses = [state.values[(ref, turns[: depth[ref]])] for ref in body.refs]
         if any(at not in store for at in addresses):
             self.fetch(addresses)
@@ -173,15 +171,9 @@ class Live:
     def ended(self) -> bool:
         return bool(self.state.ended)
 
-    @property
-    def gated(self) -> bool:
-        """Whether nothing may start now."""
-        state = self.state
-        return bool(state.ended or state.held or state.paused or state.cancelling)
-
     def stop_asked(self) -> bool:
         """Whether a running body should stop."""
-        return self.state.cancelling is not None
+        return self.state.stopping
 
     # --- to and from rows ---
 
@@ -192,7 +184,7 @@ class Live:
     def committed(self) -> None:
         """Take note that everything noted so far is stored."""
         self.base = self.state.seq
-        self.entries, self.arrived, self.taken = [], [], []
+        self.entries, self.arrived, self.taken = [], [], ()
         if len(self.store) > self.store_limit:
             self._prune()
 
@@ -205,16 +197,19 @@ class Live:
         """Forget what was not stored: the run that took this one's place has cancelled it."""
         self.state, now = Frontier(), self.room.clock.now_us()
         for event in (e.Start(), e.CancelAsked("another run has taken its place")):
-            self.advance(Arrived(event, None, now))
-        self.advance(Arrived(e.Settled(tuple(self.state.steps)), None, now))
+            self.advance(event, now)
+        self.advance(e.Settled(tuple(self.state.steps)), now)
         self.entries = []
 
     def restore(self, loaded: Loaded) -> None:
-        """Take on a stored state. Raises InstanceDamaged if its rows cannot be read."""
+        """Take on a stored state. Raises InstanceDamaged if its rows cannot be read, InstanceConflict if it moved."""
+        if loaded.header.fingerprint != self.plan.fingerprint:
+            raise InstanceConflict(self.instance_id, "it was moved to another graph meanwhile; resume it once more")
         self.state = frontier_of(self.plan, loaded)
+        self.backend_id = loaded.header.origin or self.room.backend_id
         self.base = self.state.seq
         self.store = {0: None}
-        self.entries, self.taken, self.upcoming = [], [], []
+        self.entries, self.taken, self.upcoming = [], (), []
 
 
 def frontier_of(plan: Plan, loaded: Loaded) -> Frontier:
@@ -237,21 +232,3 @@ def frontier_of(plan: Plan, loaded: Loaded) -> Frontier:
             header.instance_id, f"its journal has {header.seq} entries, but its state says {state.seq}"
         )
     return state
-
-
-def event_of(message: Message) -> e.Event:
-    """Return the event that a message stands for."""
-    text = (message.payload or b"").decode("utf-8", "replace") if message.kind != "signal" else ""
-    match message.kind:
-        case "signal":
-            return e.Signalled(message.name)
-        case "cancel":
-            return e.CancelAsked(message.name, text)
-        case "pause":
-            return e.PauseAsked(message.name, text)
-        case "resume":
-            return e.ResumeAsked(text)
-        case "retry":
-            return e.RetryAsked(text)
-        case other:
-            return e.HoldAsked("undecodable", f"its inbox held a message of unknown kind {other!r}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from queue import SimpleQueue
 from types import FunctionType, MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
 
 import msgspec
 
@@ -68,6 +68,7 @@ class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
     node: int
     turns: tuple[int, ...]
     path: str
+    known_as: str
     number: int
     deadline_us: int
     error_bytes: int
@@ -177,7 +178,7 @@ class _Attempt:
 
     def __init__(self, server: Server, call: Call, codec: Codec) -> None:
         self.node, self.turns, self.number, self.deadline_us = call.node, call.turns, call.number, call.deadline_us
-        self.path, self.over = call.path, False
+        self.path, self.known_as, self.over = call.path, call.known_as, False
         metadata = cast(_Metadata, codec.decode(call.metadata) if call.metadata else {})
         self.facts = _Facts(call.instance_id, call.run, call.workflow, call.backend_id, MappingProxyType(metadata))
         self._server, self._codec, self._name = server, codec, call.name
@@ -195,6 +196,9 @@ class _Attempt:
     def cursor(self) -> object:
         value = self._server.ask(self, Question("cursor")).value
         return None if value is None else self._codec.decode(value)
+
+    def transaction(self) -> NoReturn:
+        raise UsageError(f"{self.path} runs in a process of its own, where there is no transaction(); use a thread")
 
     def keep_cursor(self, cursor: object) -> None:
         try:

@@ -147,7 +147,8 @@ def _call_of(job: Job) -> Call:
         raise unstorable(error, f"an argument of {job.body.name!r}", job.path) from error
     return Call(
         remote.target, job.body.name, codec.name, codec.limits, positional, named, dict(remote.factories), metadata,
-        live.instance_id, live.run, live.workflow, live.backend_id, job.node, job.turns, job.path, job.number,
+        live.instance_id, live.run, live.workflow, live.backend_id, job.node, job.turns, job.path, job.known_as,
+        job.number,
         job.deadline_us, live.room.limits.error_bytes,
     )  # fmt: skip
 

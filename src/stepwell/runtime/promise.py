@@ -12,21 +12,21 @@ from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin
 
 from stepwell.codec import Codec
+from stepwell.codec.tags import type_of
 from stepwell.flow.declared import may_say_again, turn_types
 
-Check = Callable[[Any, bytes], object]
+Check = Callable[[str, Any, bytes], object]
 
 _PLAIN: Final = frozenset({int, str, float, bool, bytes, dict, list, tuple, set, frozenset, NoneType})
 
 
-def promise(codec: Codec, returns: object) -> Callable[[str, Any, bytes], object] | None:
+def promise(codec: Codec, returns: object) -> Check | None:
     """Return what raises ``DecodeError`` if a result (its tag, value and stored bytes) breaks the annotation."""
     if may_say_again(returns):
         again, done = (_check(codec, declared) for declared in turn_types(returns))
         checks: dict[str, Check | None] = {"again": again, "done": done}
-        return lambda tag, value, stored: check(value, stored) if (check := checks.get(tag)) is not None else None
-    check = _check(codec, returns)
-    return None if check is None else lambda tag, value, stored: check(value, stored)
+        return lambda tag, value, stored: check(tag, value, stored) if (check := checks.get(tag)) is not None else None
+    return _check(codec, returns)
 
 
 def _check(codec: Codec, declared: object) -> Check | None:
@@ -34,11 +34,13 @@ def _check(codec: Codec, declared: object) -> Check | None:
         return None
     decode, surely = codec.decoder(declared), _sure_look(declared)
     if surely is None:
-        return lambda value, stored: decode(stored)
-    return lambda value, stored: surely(value) or decode(stored)
+        return lambda tag, value, stored: decode(stored)
+    return lambda tag, value, stored: surely(value) or decode(stored)
 
 
 Look = Callable[[Any], bool]
+_Kinds = frozenset[type] | None
+"""The classes that all members of a container must be of; ``None``: any."""
 
 
 def _sure_look(declared: object) -> Look | None:
@@ -46,29 +48,36 @@ def _sure_look(declared: object) -> Look | None:
     if (kinds := _plain_kinds(declared)) is not None:
         return lambda value: type(value) in kinds
     origin, args = get_origin(declared), get_args(declared)
+    members = [_member_kinds(arg) for arg in args]
+    if _NO_LOOK in members:
+        return None
     if origin is list and len(args) == 1:
-        return _look_at_list(_look_at_all(args[0]))
+        return _look_at_list(members[0])
     if origin is dict and len(args) == 2:
-        return _look_at_dict(_look_at_all(args[0]), _look_at_all(args[1]))
+        return _look_at_dict(*members)
     return None
 
 
-def _look_at_list(items: Look | None) -> Look | None:
-    return None if items is None else lambda value: type(value) is list and items(value)
+def _look_at_list(items: _Kinds) -> Look:
+    return lambda value: type_of(value) is list and (items is None or items.issuperset(map(type_of, value)))
 
 
-def _look_at_dict(keys: Look | None, items: Look | None) -> Look | None:
-    if keys is None or items is None:
-        return None
-    return lambda value: type(value) is dict and keys(value) and items(value.values())
+def _look_at_dict(keys: _Kinds, items: _Kinds) -> Look:
+    return lambda value: (
+        type_of(value) is dict
+        and (keys is None or keys.issuperset(map(type_of, value)))
+        and (items is None or items.issuperset(map(type_of, value.values())))
+    )
 
 
-def _look_at_all(declared: object) -> Look | None:
-    """Return a look at many values at once."""
+_NO_LOOK: Final[_Kinds] = frozenset()
+
+
+def _member_kinds(declared: object) -> _Kinds:
     if declared is Any or declared is object:
-        return lambda values: True
+        return None
     kinds = _plain_kinds(declared)
-    return None if kinds is None else lambda values: kinds.issuperset(map(type, values))
+    return _NO_LOOK if kinds is None else kinds
 
 
 def _plain_kinds(declared: object) -> frozenset[type] | None:

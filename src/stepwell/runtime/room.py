@@ -14,6 +14,7 @@ from stepwell.codec import Codec, JsonCodec
 from stepwell.errors import AlreadyRunning, Closed, LeaseLost, OptionError, UsageError
 from stepwell.flow.plan import Plan
 
+from .arrivals import Replaced
 from .clock import AnyMailbox, Clock, SystemClock
 from .hands import Deliver, LoopThread, Threads
 from .invoke import Job, Prepared
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from stepwell.engine.frontier import Frontier
     from stepwell.flow.workflow import AnyWorkflow
 
+    from .live import Live
     from .processes import Processes
 
 P = ParamSpec("P")
@@ -40,6 +42,7 @@ class Room:
     Args:
         backend: where runs rest; ``None``: nowhere, values are passed as objects unless ``stored``.
         stored: send every value through the codec, as a backend would.
+        hands: ``False``: workflows are started and described here, and never run, so no dependency is needed.
     """
 
     def __init__(
@@ -53,8 +56,9 @@ class Room:
         threads: int = 32,
         lease_us: int = 30_000_000,
         poll_us: int = 50_000,
+        hands: bool = True,
     ) -> None:
-        self.backend = backend
+        self.backend, self.hands = backend, hands
         self.check_laws = _law_check()
         self.codec: Codec = codec or (backend.codec if backend is not None else JsonCodec())
         self.stored, self.limits = stored, self.codec.limits
@@ -68,10 +72,11 @@ class Room:
         self.draw: Callable[[], float] = self._random.random
         self._threads_limit = threads
         self.quiet = threading.RLock()  # see Threads; a signal handler that commits meets the store, not itself
+        self.entering = threading.RLock()  # between a claim in the store and the entry here nobody else may look
         self._lock = threading.RLock()
         self._prepared: dict[int, tuple[object, Prepared]] = {}
         self._plans: dict[tuple[str, str], Plan] = {}
-        self._working: dict[str, tuple[AnyMailbox, Plan]] = {}
+        self._working: dict[str, tuple[AnyMailbox, Live]] = {}
         self._closed = False
         self._threads: Threads | None = None
         self._loop_thread: LoopThread | None = None
@@ -81,8 +86,11 @@ class Room:
 
     # --- workflows ---
 
-    def prepare(self, runnable: object) -> Prepared:
+    def prepare(self, runnable: object, *, register: bool = True) -> Prepared:
         """Return a workflow, task or function composed for this runner.
+
+        Args:
+            register: store its plan if that is not done yet; a transaction of the user's own does it by itself.
 
         Raises:
             MissingDependency, UsageError: before anything runs.
@@ -91,26 +99,25 @@ class Room:
         with self._lock:
             known = self._prepared.get(id(runnable))
             if known is None or known[0] is not runnable:
-                prepared = Prepared(_workflow_of(runnable), self.codec, self.deps, self.stored)
+                deps = self.deps if self.hands else None
+                prepared = Prepared(_workflow_of(runnable), self.codec, deps, self.stored)
                 while len(self._prepared) >= PLANS_MAX:  # a program may build workflows without end
                     del self._prepared[next(iter(self._prepared))]
                 self._prepared[id(runnable)] = runnable, prepared
             else:
                 prepared = known[1]
-            if self.backend is not None and not prepared.definition:
+            if register and self.backend is not None and not prepared.definition:
                 plan = prepared.plan
                 prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
             return prepared
 
-    def signal_type(self, plan: Plan, name: str) -> object:
-        """Return the declared type of a signal's payload if this runner knows the workflow's code, else ``Any``."""
+    def workflow_of(self, plan: Plan) -> AnyWorkflow | None:
+        """Return the workflow with this very plan if this runner knows its code."""
         with self._lock:
-            known = (
-                p
-                for _, p in self._prepared.values()
-                if p.plan.fingerprint == plan.fingerprint and p.plan.name == plan.name
+            known = (p for _, p in self._prepared.values())
+            return next(
+                (p.workflow for p in known if (p.plan.fingerprint, p.plan.name) == (plan.fingerprint, plan.name)), None
             )
-            return next((p.signal_types.get(name, Any) for p in known), Any)
 
     def fresh_id(self) -> str:
         """Return an id that no other instance has; drawing it costs next to nothing."""
@@ -128,16 +135,38 @@ class Room:
 
     # --- who works on what ---
 
-    def enter(self, instance_id: str, mailbox: AnyMailbox, plan: Plan) -> None:
-        """Note that a drive works on an instance. Raises AlreadyRunning if another one of this runner does."""
+    def enter(self, live: Live, mailbox: AnyMailbox) -> None:
+        """Note that a drive works on a run. Raises AlreadyRunning if one of this runner does so already."""
         with self._lock:
-            if instance_id in self._working:
-                raise AlreadyRunning(instance_id, "it is running in this runner already; wait for that call to end")
-            self._working[instance_id] = mailbox, plan
+            self.make_way(live.instance_id, live.instance)
+            if live.instance_id in self._working:
+                raise AlreadyRunning(
+                    live.instance_id, "it is running in this runner already; wait for that call to end"
+                )
+            self._working[live.instance_id] = mailbox, live
 
-    def leave(self, instance_id: str) -> None:
+    def make_way(self, instance_id: str, instance: int) -> None:
+        """Let a drive that works on an earlier run of an instance know that this one has taken its place."""
         with self._lock:
-            self._working.pop(instance_id, None)
+            working = self._working.get(instance_id)
+            if working is not None and 0 < working[1].instance < instance:
+                del self._working[instance_id]
+                working[0].put(Replaced(working[1]))
+
+    def leave(self, live: Live) -> None:
+        with self._lock:
+            if self._works_on(live.instance_id) is live:
+                del self._working[live.instance_id]
+
+    def holds(self, instance_id: str, instance: int) -> bool:
+        """Say whether a drive of this runner works on this very run."""
+        with self._lock:
+            live = self._works_on(instance_id)
+            return live is not None and live.instance == instance
+
+    def _works_on(self, instance_id: str) -> Live | None:
+        working = self._working.get(instance_id)
+        return working[1] if working is not None else None
 
     def wake(self, instance_id: str, item: object) -> bool:
         """Put something into the mailbox of the drive that works on an instance, if one does."""
@@ -151,8 +180,8 @@ class Room:
     def running_plan(self, instance_id: str) -> Plan | None:
         """Return the plan of an instance that a drive of this runner works on."""
         with self._lock:
-            working = self._working.get(instance_id)
-        return working[1] if working is not None else None
+            live = self._works_on(instance_id)
+        return live.plan if live is not None else None
 
     # --- the session ---
 
@@ -217,7 +246,7 @@ class Room:
 
     def check_open(self) -> None:
         if self._closed:
-            raise Closed("this runner is closed; make a new one")
+            raise Closed(f"this {'runner' if self.hands else 'client'} is closed; make a new one")
         if os.getpid() != self._pid:
             raise UsageError(
                 "this runner was made before a fork, which its threads did not survive; make it afterwards"

@@ -1,35 +1,30 @@
-"""Entering a run and reading its end: everything the sync and async runners share around a drive."""
+"""Continuing a run and reading its end: what the sync and async runners share around a drive, besides starting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-import msgspec
+from msgspec.structs import replace
 
-from stepwell.backend.base import Change, Created, Creation, Filter, Header, Loaded, Rest
-from stepwell.codec import digest, type_name
+from stepwell.backend.base import Change, Header, Loaded, Rest
+from stepwell.codec import type_name
 from stepwell.engine import events as e
 from stepwell.engine.frontier import to_image
 from stepwell.errors import (
     AlreadyRunning,
-    CodecError,
     DecodeError,
-    EncodeError,
-    InputMismatch,
     InstanceConflict,
     InstanceDamaged,
-    InstanceExists,
     InstanceNotFound,
-    OptionError,
-    UsageError,
 )
-from stepwell.flow.plan import Plan
-from stepwell.types import ENDED, RESTING, ConflictPolicy, check_instance_id
+from stepwell.types import ENDED, RESTING, check_instance_id
 
+from . import moving
 from .ending import Ending, InstanceStatus, status_of
-from .live import Arrived, Live, frontier_of
+from .live import Live, frontier_of
+from .stored import load, stored_plan, unfinished
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
@@ -39,24 +34,10 @@ if TYPE_CHECKING:
     from .room import Room
 
 
-class NoInput:
-    """Stands for "no value was given"; a workflow may well take None."""
+Action: TypeAlias = Literal["attach", "replace", "restart"]
+"""What a start does with an instance that exists: go on with it, begin a new run in its place, or reopen it."""
 
-    def __repr__(self) -> str:
-        return "<no input>"
-
-
-NO_INPUT = NoInput()
-
-
-class Start(NamedTuple):
-    """What a caller asks for when starting one instance."""
-
-    value: object = NO_INPUT
-    instance_id: str | None = None
-    on_conflict: ConflictPolicy | str | None = None
-    on_mismatch: str = "fail"
-    labels: Mapping[str, str] = {}
+Judge: TypeAlias = "Callable[[Header], Action]"
 
 
 class Entered(NamedTuple):
@@ -74,194 +55,52 @@ class Entered(NamedTuple):
         return self.loaded.header.instance_id
 
 
-def start_of(value: object, options: Mapping[str, Any]) -> Start:
-    """Return one start from the options of a runner's method. Raises OptionError for one that does not exist."""
-    if unknown := set(options) - set(Start._fields[1:]):
-        raise OptionError(
-            f"{sorted(unknown)[0]!r} is not an option here; the options are {', '.join(Start._fields[1:])}"
-        )
-    if options.get("on_mismatch", "fail") not in ("fail", "ignore"):
-        raise OptionError(f"on_mismatch must be 'fail' or 'ignore', not {options['on_mismatch']!r}")
-    start = Start(value, **{k: v for k, v in options.items() if v is not None})
-    _policy(start)
-    return start
-
-
-def starts_of(values: Sequence[object], instance_ids: Sequence[str] | None) -> list[Start]:
-    """Return one start for each input."""
-    if instance_ids is not None and len(instance_ids) != len(values):
-        raise OptionError(f"run_many() was given {len(values)} inputs and {len(instance_ids)} instance ids")
-    return [Start(value, instance_ids[i] if instance_ids is not None else None) for i, value in enumerate(values)]
-
-
-# --- entering -----------------------------------------------------------------------------------
-
-
-def enter_all(drive: Drive, runnable: object, starts: Sequence[Start]) -> list[Entered]:
-    """Create instances, or attach to those that exist as each one's policy says; all creations are one transaction."""
-    room, prepared = drive.room, drive.room.prepare(runnable)
-    lives = [_new_live(room, prepared, start) for start in starts]
-    for live in lives:
-        drive.join(live)
-    if room.backend is None:
-        answers: Sequence[Any] = [None] * len(lives)
-    else:
-        answers = room.backend.create(
-            room.session(), [_creation(live, start) for live, start in zip(lives, starts, strict=True)]
-        )
-    return [_entered(drive, live, start, answer) for live, start, answer in zip(lives, starts, answers, strict=True)]
-
-
-def _new_live(room: Room, prepared: Prepared, start: Start) -> Live:
-    instance_id = room.fresh_id() if start.instance_id is None else check_instance_id(start.instance_id)
-    live = Live(room, prepared, instance_id, 0, 1, copy_context())
-    live.advance(Arrived(e.Start(), _encode_input(prepared, start.value), room.clock.now_us()))
-    return live
-
-
-def _encode_input(prepared: Prepared, value: object) -> Any:
-    workflow = prepared.workflow
-    if workflow.has_input is isinstance(value, NoInput):
-        wanted = "an input; give it after the workflow" if workflow.has_input else "no input; leave the value out"
-        raise UsageError(f"workflow {workflow.name!r} takes {wanted} (it is defined at {workflow.where})")
-    if isinstance(value, NoInput):
-        return None
-    if not prepared.stored:
-        return value
-    try:
-        stored = prepared.codec.encode(value)
-    except CodecError as error:
-        raise EncodeError(f"the input of workflow {workflow.name!r} cannot be stored: {error}") from error
-    try:
-        prepared.input_decoder(stored)
-    except CodecError as error:
-        raise UsageError(f"workflow {workflow.name!r} takes {type_name(workflow.input_type)}: {error}") from error
-    return stored
-
-
-def _creation(live: Live, start: Start, replacing: Change | None = None) -> Creation:
-    state, at_us = live.state, live.entries[0].at_us
-    live.resting = state.status(at_us) == "waiting"  # a workflow may begin with a delay or a signal
-    return Creation(
-        instance_id=live.instance_id,
-        definition=live.prepared.definition,
-        input_digest=input_digest(live.prepared, start.value),
-        entries=live.entries,
-        at_us=at_us,
-        state="waiting" if live.resting else "running",
-        due_us=state.next_due_us() if live.resting else 0,
-        image=to_image(state) if live.resting else None,
-        labels=dict(start.labels),
-        replacing=replacing,
-    )
-
-
-def input_digest(prepared: Prepared, value: object) -> bytes:
-    """Return what two inputs are compared by; an absent one has none."""
-    return b"" if isinstance(value, NoInput) else digest(prepared.codec, value)
-
-
-def _entered(drive: Drive, live: Live, start: Start, answer: Created | Header | str | None) -> Entered:
-    if answer is None:
-        drive.begin(live)
-        return Entered(live.prepared, live, None)
-    if isinstance(answer, Created):
-        return _begin_created(drive, live, answer)
-    drive.abandon([live])
-    assert isinstance(answer, Header), "only a replacing creation can meet a conflict"
-    return _attach(drive, live.prepared, start, answer)
-
-
-def _begin_created(drive: Drive, live: Live, created: Created) -> Entered:
-    live.instance, live.run = created.header.instance, created.header.run
-    live.committed()
-    drive.begin(live)
-    return Entered(live.prepared, live, None)
-
-
-def _attach(drive: Drive, prepared: Prepared, start: Start, header: Header) -> Entered:
-    policy = _policy(start)
-    if policy == ConflictPolicy.FAIL:
-        raise InstanceExists(header.instance_id, f"it exists already ({header.state}); the conflict policy is FAIL")
-    if header.workflow != prepared.workflow.name:
-        raise InstanceConflict(
-            header.instance_id,
-            f"it belongs to workflow {header.workflow!r}, not {prepared.workflow.name!r}; choose another id",
-        )
-    if policy == ConflictPolicy.TERMINATE_EXISTING:
-        return _replace(drive, prepared, start, header)
-    if start.on_mismatch == "fail" and header.input_digest != input_digest(prepared, start.value):
-        raise InputMismatch(
-            header.instance_id, "it was started with another input; on_mismatch='ignore' attaches to it all the same"
-        )
-    return resume(drive, prepared, header.instance_id, retry=policy == ConflictPolicy.RESTART_IF_FAILED)
-
-
-def _policy(start: Start) -> ConflictPolicy:
-    try:
-        return ConflictPolicy(start.on_conflict) if start.on_conflict is not None else ConflictPolicy.USE_EXISTING
-    except ValueError:
-        known = ", ".join(repr(policy.value) for policy in ConflictPolicy)
-        raise OptionError(
-            f"on_conflict must be a ConflictPolicy or one of {known}, not {start.on_conflict!r}"
-        ) from None
-
-
-def _replace(drive: Drive, prepared: Prepared, start: Start, header: Header) -> Entered:
-    """Cancel the old run and begin a new one, in one transaction; whoever held the old one is fenced by its journal."""
-    room = drive.room
-    assert room.backend is not None
-    while True:
-        live = _new_live(room, prepared, start._replace(instance_id=header.instance_id))
-        drive.join(live)
-        loaded = _load(room, header.instance_id)
-        ending = _cancelled(room, loaded) if loaded.header.state not in ENDED else None
-        if ending is None:
-            ending = Change(loaded.header.instance, loaded.header.seq, ())
-        answer = room.backend.create(room.session(), [_creation(live, start, ending)])[0]
-        if isinstance(answer, Created):
-            return _begin_created(drive, live, answer)
-        drive.abandon([live])
-
-
-def _cancelled(room: Room, loaded: Loaded) -> Change:
-    """Return the change that ends a run at once, whatever still runs of it: its late results meet a taken seq."""
-    plan = stored_plan(room, loaded.header)
-    state = frontier_of(plan, loaded)
-    now = room.clock.now_us()
-    entries = Live.rows(plan, state, [e.CancelAsked("replaced by a new run")], now)
-    closing = tuple(k for k, s in state.steps.items() if s.phase == "closing")
-    entries += Live.rows(plan, state, [e.Settled(closing)] if closing else [], now)
-    rest = Rest("cancelled", to_image(state), None, True, 0)
-    return Change(loaded.header.instance, loaded.header.seq, entries, [m.id for m in loaded.mail], rest)
+def _attach(header: Header) -> Action:
+    return "attach"
 
 
 # --- continuing ---------------------------------------------------------------------------------------
 
 
-def resume(drive: Drive, prepared: Prepared, instance_id: str, *, retry: bool = False) -> Entered:
-    """Take up an unfinished instance where it stands; an ended one is returned as it is, unless ``retry``.
+def resume(drive: Drive, prepared: Prepared, instance_id: str, *, judge: Judge = _attach) -> Entered:
+    """Take up an unfinished instance where it stands; an ended one is returned as it is, or reopened.
+
+    ``judge`` says which, and may refuse, of the row as it is once it is claimed: nothing can change it any more.
 
     Raises:
-        InstanceNotFound, InstanceConflict, InstanceDamaged, AlreadyRunning.
+        InstanceNotFound, InstanceConflict, InstanceDamaged, AlreadyRunning, and whatever ``judge`` raises.
     """
     room = drive.room
+    with room.entering:
+        live = Live(room, prepared, check_instance_id(instance_id), 0, 1, copy_context())
+        _pass_replaced(room, instance_id)
+        drive.join(live)
+        return _take_up(drive, live, judge)
+
+
+def _pass_replaced(room: Room, instance_id: str) -> None:
+    """A run that this runner still works on does not count if another one has taken its place."""
     assert room.backend is not None
-    live = Live(room, prepared, check_instance_id(instance_id), 0, 1, copy_context())
-    drive.join(live)
+    if room.running_plan(instance_id) is not None and (header := room.backend.header(instance_id)) is not None:
+        room.make_way(instance_id, header.instance)
+
+
+def _take_up(drive: Drive, live: Live, judge: Judge) -> Entered:
+    room, prepared, instance_id = drive.room, live.prepared, live.instance_id
     try:
-        loaded = _claim(room, live)
-        if retry and loaded.header.state in ("failed", "cancelled"):
-            _check_graph(prepared, loaded.header)
-            reopen(room, loaded)
-            loaded = _claim(room, live)
-        if loaded.header.state in ENDED:
-            drive.abandon([live])
-            return Entered(prepared, None, loaded)
-        if not live.instance:
+        loaded, action = _claim(room, live, judge)
+        if action == "restart":
+            reopen(room, _moved(room, live, loaded))
+            loaded, _ = _claim(room, live, judge)
+        if live.instance:
+            loaded = _moved(room, live, loaded)
+        elif loaded.header.state not in ENDED:
             raise AlreadyRunning(
                 instance_id, f"{loaded.header.held_by} works on it; it can be resumed here once that has ended"
             )
+        if loaded.header.state in ENDED or not moving.fits(prepared, loaded.header):
+            drive.abandon([live])
+            return Entered(prepared, None, loaded)
         live.restore(loaded)
         drive.begin(live)
     except BaseException:
@@ -270,16 +109,29 @@ def resume(drive: Drive, prepared: Prepared, instance_id: str, *, retry: bool = 
     return Entered(prepared, live, None)
 
 
-def _claim(room: Room, live: Live) -> Loaded:
+def _claim(room: Room, live: Live, judge: Judge) -> tuple[Loaded, Action]:
     assert room.backend is not None
-    session = room.session()
-    loaded = room.backend.claim(session, live.instance_id)
+    loaded = room.fenced(room.backend.claim, live.instance_id)
     if loaded is None:
         raise InstanceNotFound(live.instance_id, "no such instance; start() creates one")
-    if loaded.header.session == session.id:
+    if loaded.header.session == room.session().id:
         live.instance, live.run = loaded.header.instance, loaded.header.run
-    _check_fits(live.prepared, loaded.header)
-    return loaded
+    action = judge(loaded.header)
+    if not moving.fits(live.prepared, loaded.header) and loaded.header.state not in ENDED:
+        moving.check_forward(live.prepared, loaded.header)
+    return loaded, action
+
+
+def _moved(room: Room, live: Live, loaded: Loaded) -> Loaded:
+    """Bring an instance to the present graph if it is of another one, or hold it; return it as it stands then."""
+    session = room.session() if live.instance else None
+    if not moving.fits(live.prepared, loaded.header):
+        moving.settle(room, loaded, live.prepared, session)
+    elif loaded.header.state == "held":
+        moving.lift(room, loaded, live.prepared, session)
+    else:
+        return loaded
+    return load(room, live.instance_id)
 
 
 def reopen(room: Room, loaded: Loaded) -> None:
@@ -287,28 +139,10 @@ def reopen(room: Room, loaded: Loaded) -> None:
     assert room.backend is not None
     plan, now = stored_plan(room, loaded.header), room.clock.now_us()
     state = frontier_of(plan, loaded)
-    entries = Live.rows(plan, state, [e.RetryAsked()], now)
+    if not (entries := Live.rows(plan, state, [e.RetryAsked()], now)):
+        return
     rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, 0)
     room.backend.commit(None, [Change(loaded.header.instance, loaded.header.seq, entries, (), rest)])
-
-
-def _check_fits(prepared: Prepared, header: Header) -> None:
-    workflow = prepared.workflow
-    if header.workflow != workflow.name:
-        raise InstanceConflict(header.instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow.name!r}")
-    if header.state not in ENDED:
-        _check_graph(prepared, header)
-
-
-def _check_graph(prepared: Prepared, header: Header) -> None:
-    workflow = prepared.workflow
-    if header.fingerprint != workflow.fingerprint:
-        raise InstanceConflict(
-            header.instance_id,
-            f"it was started with another graph of workflow {workflow.name!r} "
-            f"(fingerprint {header.fingerprint[:8]}, now {workflow.fingerprint[:8]}); "
-            "it is left untouched: run the code it was started with, or start a new instance",
-        )
 
 
 def recover_all(drive: Drive, runnables: Iterable[object], passed_over: list[InstanceStatus]) -> list[Entered]:
@@ -316,7 +150,7 @@ def recover_all(drive: Drive, runnables: Iterable[object], passed_over: list[Ins
     entered: list[Entered] = []
     for runnable in runnables:
         prepared = drive.room.prepare(runnable)
-        for header in _unfinished(drive.room, prepared.workflow):
+        for header in unfinished(drive.room, prepared.workflow.name):
             try:
                 entered.append(resume(drive, prepared, header.instance_id))
             except InstanceNotFound:
@@ -324,17 +158,6 @@ def recover_all(drive: Drive, runnables: Iterable[object], passed_over: list[Ins
             except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:
                 passed_over.append(status_of(header, str(error)))
     return entered
-
-
-def _unfinished(room: Room, workflow: AnyWorkflow) -> list[Header]:
-    """Return every unfinished instance of a workflow, oldest first."""
-    assert room.backend is not None
-    found: list[Header] = []
-    after: int | None = None
-    while page := room.backend.list(Filter(workflow=workflow.name, unfinished=True, after=after, limit=500)):
-        found += page
-        after = page[-1].instance
-    return found[::-1]
 
 
 # --- reading ends ----------------------------------------------------------------------------------------
@@ -370,7 +193,7 @@ def at_rest(room: Room, workflow: AnyWorkflow, instance_id: str) -> Loaded | Non
         raise InstanceNotFound(instance_id, "no such instance")
     if header.workflow != workflow.name:
         raise InstanceConflict(instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow.name!r}")
-    return _load(room, instance_id) if header.state in RESTING else None
+    return load(room, instance_id) if header.state in RESTING else None
 
 
 def ending_of(room: Room, entered: Entered) -> Ending:
@@ -397,28 +220,18 @@ def stored_ending(room: Room, loaded: Loaded) -> Ending:
 
 def status_from(room: Room, instance_id: str) -> InstanceStatus:
     """Return an instance's status. Raises InstanceNotFound."""
-    loaded = _load(room, instance_id)
-    if loaded.header.state in ("failed", "cancelled", "held", "paused"):
-        return status_of(loaded.header, stored_ending(room, loaded).detail())
-    return status_of(loaded.header)
+    return stored_status(room, load(room, instance_id))
 
 
-def _load(room: Room, instance_id: str) -> Loaded:
-    assert room.backend is not None
-    loaded = room.backend.load(check_instance_id(instance_id))
-    if loaded is None:
-        raise InstanceNotFound(instance_id, "no such instance")
-    return loaded
+def stored_status(room: Room, loaded: Loaded) -> InstanceStatus:
+    """Return the status of a loaded instance; of one that a session holds, what it has written until now."""
+    header = loaded.header
+    if header.state not in _TELLING and not header.session:
+        return status_of(header, "", loaded.mail)
+    ending = stored_ending(room, loaded)
+    if header.session:
+        header = replace(header, state=ending.state.status(room.clock.now_us()))
+    return status_of(header, ending.detail(), loaded.mail)
 
 
-def stored_plan(room: Room, header: Header) -> Plan:
-    """Return the plan that an instance was last advanced with. Raises InstanceDamaged if it is not stored."""
-    try:
-        plan = room.stored_plan(header.workflow, header.fingerprint)
-    except msgspec.MsgspecError as error:
-        raise InstanceDamaged(
-            header.instance_id, f"the stored plan of workflow {header.workflow!r} cannot be read: {error}"
-        ) from error
-    if plan is None:
-        raise InstanceDamaged(header.instance_id, f"the plan of workflow {header.workflow!r} is missing from the store")
-    return plan
+_TELLING: Final = RESTING - {"completed"}

@@ -21,13 +21,13 @@ What: TypeAlias = Key | Job | None
 class Timers:
     """Moments of many instances in one heap.
 
-    Most moments never come to pass: the body ends before its timeout, the message before its deadline. ``awaited`` says
-    of an entry whether it still counts; the others are thrown out when they may outnumber it, so that an entry pays
-    next to nothing and the heap stays in proportion to what is open.
+    Most moments never come to pass: the body ends before its timeout, the message before its deadline. Entries that
+    do not count any more are thrown out when they may outnumber the others, so that an entry pays next to nothing and
+    the heap stays in proportion to what is open. ``works_on`` says whether an instance is still worked on here.
     """
 
-    def __init__(self, awaited: Callable[[int, Live, What], bool]) -> None:
-        self._awaited = awaited
+    def __init__(self, works_on: Callable[[Live], bool]) -> None:
+        self._works_on = works_on
         self.heap: list[tuple[int, int, Live, What]] = []
         self._order = count()
         self._limit = _SLACK
@@ -39,6 +39,18 @@ class Timers:
             heapq.heapify(heap)
             self._limit = 2 * len(heap) + _SLACK
         heapq.heappush(heap, (due_us, next(self._order), live, what))
+
+    def _awaited(self, due_us: int, live: Live, what: What) -> bool:
+        if not self._works_on(live):
+            return False
+        if isinstance(what, Job):
+            return live.flights.get(what.key) is what
+        step = live.state.steps.get(what) if what is not None else None
+        return step.due_us == due_us if step is not None else what is None and bool(live.flights)
+
+    def due(self, now_us: Callable[[], int]) -> bool:
+        """Say whether a moment has come; the clock is looked at only if there is one."""
+        return bool(self.heap) and self.heap[0][0] <= now_us()
 
     def next_us(self) -> int | None:
         """Return the next moment, ``None`` if there is none."""

@@ -27,6 +27,7 @@ from stepwell.backend.base import (
     Filter,
     Header,
     Holder,
+    Joined,
     Loaded,
     Message,
     Outcome,
@@ -159,6 +160,9 @@ class FaultyBackend:
     def values(self, instance: int, seqs: Sequence[int]) -> Mapping[int, bytes]:
         return self._call("values", lambda: self.inner.values(instance, seqs))
 
+    def received(self, instance: int) -> Sequence[str]:
+        return self._call("received", lambda: self.inner.received(instance))
+
     def mail(self, session: Session) -> Mapping[int, Sequence[Message]]:
         return self._call("mail", lambda: self.inner.mail(session))
 
@@ -180,8 +184,11 @@ class FaultyBackend:
     def delete(self, instance_id: str) -> bool:
         return self._call("delete", lambda: self.inner.delete(instance_id))
 
-    def purge(self, ended_before_us: int, limit: int) -> int:
-        return self._call("purge", lambda: self.inner.purge(ended_before_us, limit))
+    def purge(self, ended_before_us: int | None, keep: int | None, limit: int) -> int:
+        return self._call("purge", lambda: self.inner.purge(ended_before_us, keep, limit))
+
+    def within(self, connection: object) -> Joined:
+        return self._call("within", lambda: self.inner.within(connection))
 
     def hint(self) -> int:
         return self._call("hint", self.inner.hint)

@@ -26,6 +26,7 @@ T0: Final = 1_700_000_000_000_000  # a moment; every time in the tests is counte
 WAITING: Final = Rest("waiting", b"image")
 RUNNING: Final = Rest("running", b"image", due_us=T0)
 COMPLETED: Final = Rest("completed", b"image")
+FAILED: Final = Rest("failed", b"image")
 
 
 def session_of(backend: Backend, name: str = "ann", holder: Holder | None = None) -> Session:
@@ -88,4 +89,5 @@ def dump(backend: Backend) -> list[object]:
     """Return everything that can be seen through the protocol without a session, to be compared."""
     headers = backend.list(Filter(limit=10_000))
     loads = [backend.load(header.instance_id) for header in headers]
-    return [*headers, *loads, *(tuple(backend.history(header.instance, 0, 10_000)) for header in headers)]
+    received = [tuple(backend.received(header.instance)) for header in headers]
+    return [*headers, *loads, *received, *(tuple(backend.history(header.instance, 0, 10_000)) for header in headers)]

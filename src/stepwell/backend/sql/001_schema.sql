@@ -44,11 +44,21 @@ CREATE TABLE instance (                         -- one run of an instance
     input_digest BLOB NOT NULL,
     labels       TEXT,                          -- a JSON object of strings, or nothing
     trace        TEXT NOT NULL,
+    origin       TEXT NOT NULL,                 -- the store its idempotency keys are made from, '' for this one
     image        BLOB,                          -- last, as it may be long
     UNIQUE (instance_id, run)
 ) STRICT;
 
-CREATE INDEX instance_ended ON instance (ended_us) WHERE ended_us IS NOT NULL;
+CREATE INDEX instance_ended ON instance (ended_us) WHERE ended_us IS NOT NULL AND NOT replaced;
+CREATE INDEX instance_rare ON instance (state)
+WHERE state = 'failed' OR state = 'cancelled' OR state = 'paused' OR state = 'held'; -- IN would sort a list at each write
+
+CREATE TABLE label (                            -- the same as `instance.labels`, to be found by
+    key      TEXT NOT NULL,
+    value    TEXT NOT NULL,
+    instance INTEGER NOT NULL,
+    PRIMARY KEY (key, value, instance)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE journal (                          -- append-only
     id       INTEGER PRIMARY KEY,

@@ -9,15 +9,19 @@ Write a test class and let pytest find it::
         def child_source(self, tmp_path):             # only if it claims to be shared by processes
             return f"from mine import MyBackend; backend = MyBackend({str(tmp_path / 'store')!r})"
 
+        def begin(self, backend): ...                 # both only if it claims user_transactions:
+        def finish(self, connection, keep): ...       # a transaction of the user's own
+
 A store whose lease clock cannot be given overrides ``pass_leases`` instead. Each test examines one behaviour of
 :class:`stepwell.backend.base.Backend` through that protocol alone. Call
 ``pytest.register_assert_rewrite("stepwell.testing.conformance")`` in ``conftest.py`` for readable failures.
 """
 
 from .claiming import Claiming, Freeing
-from .creating import Creating
+from .creating import Creating, Restoring
 from .examiner import LeaseClock
 from .inbox import Inbox
+from .joining import Joining
 from .processes import Processes
 from .reading import Listing, Reading, Upkeep
 from .sessions import Sessions
@@ -27,6 +31,18 @@ __all__ = ["BackendConformance", "LeaseClock"]
 
 
 class BackendConformance(
-    Sessions, Creating, Admission, Resting, Inbox, Claiming, Freeing, Reading, Listing, Upkeep, Processes
+    Sessions,
+    Creating,
+    Restoring,
+    Admission,
+    Resting,
+    Inbox,
+    Claiming,
+    Freeing,
+    Reading,
+    Listing,
+    Upkeep,
+    Joining,
+    Processes,
 ):
     """All groups of the examination in one class."""

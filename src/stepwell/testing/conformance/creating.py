@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Created, Filter
+from stepwell.backend.base import Backend, Created, Creation, Filter
 from stepwell.errors import OptionError
 from stepwell.testing.sample import (
     COMPLETED,
@@ -17,6 +17,7 @@ from stepwell.testing.sample import (
     change,
     create,
     creation,
+    definition_of,
     entries,
     header_of,
     loaded,
@@ -158,3 +159,99 @@ class Creating(Examiner):
         backend.commit(None, [change(old, rest=COMPLETED)])
         backend.delete("a")
         assert backend.create(None, [replace(creation(backend), replacing=change(old))]) == ["conflict"]
+
+
+def restored(backend: Backend) -> Creation:
+    """Return a creation as a restore makes it: a later run of another store, with history, image and inbox."""
+    return replace(
+        creation(backend, count=3), claim=False, origin="another store", run=4, state="waiting", due_us=None,
+        image=b"image", messages=[signal("first", "m"), signal("second")], message_ids=["k"], result_seq=2,
+        updated_us=T0 + 9, labels={"team": "search"},
+    )  # fmt: skip
+
+
+class Restoring(Examiner):
+    def test_a_restored_header_is_the_stored_one(self, backend: Backend) -> None:
+        """What ``create`` answers is what a later read shows, with the values it was given."""
+        header = create(backend, None, restored(backend))
+        assert header == header_of(backend)
+        assert (header.origin, header.run, header.seq, header.mail) == ("another store", 4, 3, 2)
+        assert (header.state, header.result_seq) == ("waiting", 2)
+        assert (header.created_us, header.updated_us, header.ended_us) == (T0, T0 + 9, None)
+
+    def test_an_instance_of_this_store_has_no_other_origin(self, backend: Backend) -> None:
+        """Its keys are made from the id of this store; it is run 1, written when it was created."""
+        header = start(backend, None)
+        assert (header.origin, header.run, header.updated_us, header.result_seq) == ("", 1, T0, 0)
+
+    def test_a_restored_history_is_whole(self, backend: Backend) -> None:
+        """Entries have their outputs, and the image covers them all, so that a load reads none."""
+        header = create(backend, None, restored(backend))
+        assert list(backend.history(header.instance, 0, 9)) == entries(1, 3)
+        found = loaded(backend)
+        assert (found.image, list(found.entries)) == (b"image", [])
+
+    def test_a_restored_inbox_keeps_its_order(self, backend: Backend) -> None:
+        """Messages get ids of this store, above those that were given out before."""
+        held = start(backend, session_of(backend), "other")
+        backend.post(held.instance, signal())
+        (before,) = loaded(backend, "other").mail
+        create(backend, None, replace(restored(backend), messages=[replace(signal(name), id=1) for name in "ab"]))
+        mail = loaded(backend).mail
+        assert [message.name for message in mail] == ["a", "b"]
+        assert before.id < mail[0].id < mail[1].id
+
+    def test_restored_mail_makes_it_due(self, backend: Backend) -> None:
+        """Whoever serves its workflow takes the messages in."""
+        create(backend, None, restored(backend))
+        (found,) = backend.claim_due(session_of(backend), [definition_of(backend)], T0, 9)
+        assert [message.name for message in found.mail] == ["first", "second"]
+        assert list(backend.stuck(T0)) == []
+
+    def test_restored_message_ids_are_known(self, backend: Backend) -> None:
+        """Those accepted before, and those of the inbox, are not accepted again."""
+        ann = session_of(backend)
+        header = create(backend, ann, replace(restored(backend), claim=True))
+        assert list(backend.received(header.instance)) == ["k", "m"]
+        assert [backend.post(header.instance, signal(message_id=name)) for name in "kmn"] == [
+            "known",
+            "known",
+            "posted",
+        ]
+
+    def test_a_restored_end_is_an_end(self, backend: Backend) -> None:
+        """It ended when it is said to have ended, is nobody's and never due, whatever a claim asked for."""
+        made = replace(restored(backend), state="failed", ended_us=T0 + 7, claim=True)
+        header = create(backend, session_of(backend), made)
+        assert (header.state, header.ended_us, header.session, header.due_us) == ("failed", T0 + 7, 0, None)
+        assert backend.purge(T0 + 7, None, 9) == 0
+        assert backend.purge(T0 + 8, None, 9) == 1
+
+    def test_a_restored_run_goes_on(self, backend: Backend) -> None:
+        """It is claimed, written and replaced like any other, and its next run has the next number."""
+        ann = session_of(backend)
+        create(backend, None, restored(backend))
+        found = backend.claim(ann, "a")
+        assert found is not None
+        assert backend.commit(ann, [change(found.header)]) == ["done"]
+        next_run = replace(creation(backend), replacing=change(found.header, base=4, rest=COMPLETED))
+        assert create(backend, ann, next_run).run == 5
+
+    def test_a_taken_id_is_not_restored_over(self, backend: Backend) -> None:
+        """The row that exists is answered, and nothing of the restored one is kept."""
+        header = start(backend, None)
+        assert backend.create(None, [restored(backend)]) == [header]
+        assert (list(backend.received(header.instance)), list(loaded(backend).mail)) == ([], [])
+        assert backend.count(Filter(labels={"team": "search"})) == 0
+
+    def test_what_contradicts_itself_is_refused(self, backend: Backend) -> None:
+        """A run below 1, or the end of a run that goes on."""
+        for wrong in (replace(restored(backend), run=-1), replace(restored(backend), ended_us=T0)):
+            with pytest.raises(OptionError):
+                backend.create(None, [wrong])
+
+    def test_a_replacing_run_has_the_next_number(self, backend: Backend) -> None:
+        """A number of its own is refused, as it could be one that was there."""
+        old = start(backend, None)
+        with pytest.raises(OptionError):
+            backend.create(None, [replace(creation(backend), run=7, replacing=change(old, rest=COMPLETED))])

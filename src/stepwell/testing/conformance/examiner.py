@@ -48,6 +48,17 @@ class Examiner:
             f"{type(self).__name__} must define child_source(self, tmp_path): its backend claims multi_process"
         )
 
+    def begin(self, backend: Backend) -> object:
+        """Return a connection of the user's to the same store, with an open transaction that may write."""
+        raise UsageError(
+            f"{type(self).__name__} must define begin(self, backend) and finish(self, connection, keep): its backend "
+            "claims user_transactions"
+        )
+
+    def finish(self, connection: object, keep: bool) -> None:
+        """Commit the user's transaction, or roll it back, and close the connection. Raises if none is open."""
+        raise UsageError(f"{type(self).__name__} must define finish(self, connection, keep), as it defines begin")
+
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:
         backend = self.make_backend(tmp_path)

@@ -56,6 +56,20 @@ class Inbox(Examiner):
             a.instance: ["to-a"]
         }
 
+    def test_received_ids_are_remembered(self, backend: Backend) -> None:
+        """Posted or brought in by a change, read or not, through rests, releases and the end; sorted."""
+        ann = session_of(backend)
+        header, other = start(backend, ann), start(backend, ann, "other")
+        backend.post(header.instance, signal(message_id="m"))
+        backend.post(header.instance, signal())
+        backend.post(other.instance, signal(message_id="not mine"))
+        taken = [message.id for message in backend.mail(ann)[header.instance]]
+        backend.commit(ann, [replace(change(header, taken=taken), message_ids=["k"])])
+        assert list(backend.received(header.instance)) == ["k", "m"]
+        backend.commit(ann, [change(header, base=2, rest=COMPLETED)])
+        assert list(backend.received(header.instance)) == ["k", "m"]
+        assert list(backend.received(10_000)) == []
+
     def test_no_messages(self, backend: Backend) -> None:
         """A session without mail gets an empty answer."""
         ann = session_of(backend)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Thread
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
 
 from stepwell.backend.base import Backend, Filter
-from stepwell.errors import Closed
+from stepwell.errors import Closed, OptionError
 from stepwell.testing.sample import (
     COMPLETED,
+    FAILED,
     RUNNING,
     T0,
     WAITING,
@@ -24,6 +27,7 @@ from stepwell.testing.sample import (
     signal,
     start,
 )
+from stepwell.types import State
 
 from .examiner import Examiner
 
@@ -183,6 +187,41 @@ class Listing(Examiner):
             create(backend, None, replace(creation(backend, name), at_us=T0 + number))
         assert names(backend, Filter(created_from_us=T0 + 1, created_to_us=T0 + 3)) == ["c", "b"]
 
+    def test_filters_are_joined_and_paged(self, backend: Backend) -> None:
+        """Every field restricts further, and pages of the same filter part the whole list."""
+        for number in range(12):
+            labels, state = _of_twelve(number)
+            made = replace(creation(backend, f"{number:02}"), labels=labels, state=state, at_us=T0 + number)
+            create(backend, None, made)
+        for where in (
+            Filter(labels={"team": "search"}),
+            Filter(labels={"team": "shop", "n": "0"}),
+            Filter(labels={"team": "search"}, states=("failed",)),
+            Filter(states=("failed",)),
+            Filter(states=("failed", "waiting"), created_from_us=T0 + 3),
+            Filter(states=("waiting",)),
+            Filter(unfinished=True, workflow="work", created_to_us=T0 + 9),
+        ):
+            whole = [f"{number:02}" for number in reversed(range(12)) if _fits(number, where)]
+            assert len(whole) == backend.count(where) > 0
+            assert names(backend, where) == whole
+            assert _paged(backend, replace(where, limit=2)) == whole
+
+    def test_a_label_of_an_earlier_run_does_not_count(self, backend: Backend) -> None:
+        """What is listed is the last run, by its own labels."""
+        old = create(backend, None, replace(creation(backend), labels={"team": "old"}))
+        create(backend, None, replace(creation(backend), labels={"team": "new"}, replacing=change(old, rest=FAILED)))
+        assert names(backend, Filter(labels={"team": "new"})) == ["a"]
+        assert names(backend, Filter(labels={"team": "old"})) == names(backend, Filter(states=("failed",))) == []
+
+    def test_a_state_filter_follows_the_state(self, backend: Backend) -> None:
+        """An instance is found under the state it has now and under no earlier one."""
+        header = start(backend, None)
+        for seq, state in enumerate(("failed", "waiting", "held", "cancelled", "running", "completed"), 1):
+            backend.commit(None, [change(header, base=seq, rest=replace(WAITING, state=state))])
+            found = [other for other in get_args(State) if names(backend, Filter(states=(other,)))]
+            assert found == [state]
+
     def test_a_limit_of_zero_lists_nothing(self, backend: Backend) -> None:
         """It does not mean "without limit"."""
         start(backend, None)
@@ -232,17 +271,64 @@ class Upkeep(Examiner):
         for name, count in (("late", 9), ("early", 2), ("mid", 5)):
             header = start(backend, None, name)
             backend.commit(None, [change(header, count=count, rest=COMPLETED)])
-        assert backend.purge(T0 + 100, 2) == 2
+        assert backend.purge(T0 + 100, None, 2) == 2
         assert names(backend, Filter()) == ["late"]
-        assert backend.purge(T0 + 100, 2) == 1
+        assert backend.purge(T0 + 100, None, 2) == 1
 
     def test_purge_keeps_what_ended_later(self, backend: Backend) -> None:
         """An instance that ended at the moment given stays."""
         backend.commit(None, [change(start(backend, None), rest=COMPLETED)])
         ended_us = header_of(backend).ended_us
         assert ended_us is not None
-        assert (backend.purge(ended_us, 9), backend.purge(ended_us + 1, 0)) == (0, 0)
-        assert backend.purge(ended_us + 1, 9) == 1
+        assert (backend.purge(ended_us, None, 9), backend.purge(ended_us + 1, None, 0)) == (0, 0)
+        assert backend.purge(ended_us + 1, None, 9) == 1
+
+    def test_purge_keeps_the_newest_ended(self, backend: Backend) -> None:
+        """By the time they ended; unfinished ones are not counted among them."""
+        _ended(backend, {"late": 9, "early": 2, "mid": 5})
+        start(backend, None, "live")
+        assert backend.purge(None, 3, 99) == 0
+        assert backend.purge(None, 1, 99) == 2
+        assert names(backend, Filter()) == ["live", "late"]
+        assert backend.purge(None, 0, 99) == 1
+        assert names(backend, Filter()) == ["live"]
+
+    def test_purge_by_time_and_by_number(self, backend: Backend) -> None:
+        """What either of the two gives up goes, the oldest first and up to the limit."""
+        _ended(backend, {"late": 9, "early": 2, "mid": 5})
+        assert backend.purge(T0 + 4, 2, 99) == 1
+        assert backend.purge(T0 + 4, 1, 99) == 1
+        assert names(backend, Filter()) == ["late"]
+        _ended(backend, {"early": 2, "mid": 5})
+        assert backend.purge(T0 + 100, 1, 2) == 2
+        assert names(backend, Filter()) == ["late"]
+
+    def test_purge_of_equal_ends_goes_by_age(self, backend: Backend) -> None:
+        """Of those that ended at one moment, the first created goes first."""
+        for name in "abc":
+            create(backend, None, replace(creation(backend, name), state="completed"))
+        assert backend.purge(None, 2, 99) == 1
+        assert backend.purge(T0 + 1, None, 1) == 1
+        assert names(backend, Filter()) == ["c"]
+
+    def test_purge_must_be_told_what_may_go(self, backend: Backend) -> None:
+        """Neither bound, or less than nothing to keep, is a mistake and not an order to remove all."""
+        _ended(backend, {"a": 1})
+        for keep in (None, -1):
+            with pytest.raises(OptionError):
+                backend.purge(None, keep, 99)
+        assert backend.count(Filter()) == 1
+
+    def test_purge_takes_everything_of_an_instance(self, backend: Backend) -> None:
+        """Labels, messages and message ids too: the id begins anew."""
+        ann = session_of(backend)
+        header = create(backend, ann, replace(creation(backend), labels={"team": "search"}))
+        backend.post(header.instance, signal(message_id="m"))
+        backend.commit(ann, [change(header, rest=COMPLETED)])
+        assert backend.purge(None, 0, 9) == 1
+        assert (seqs(backend, header), list(backend.received(header.instance))) == ([], [])
+        start(backend, None)
+        assert names(backend, Filter(labels={"team": "search"})) == []
 
     def test_purge_never_touches_live_instances(self, backend: Backend) -> None:
         """Neither what is unfinished, nor a live instance whose earlier run has ended, nor one reopened."""
@@ -251,8 +337,43 @@ class Upkeep(Examiner):
         header = start(backend, None, "reopened")
         backend.commit(None, [change(header, rest=COMPLETED), change(header, base=2, rest=RUNNING)])
         start(backend, session_of(backend), "held")
-        assert backend.purge(10**18, 99) == 0
+        assert backend.purge(10**18, 0, 99) == 0
         assert backend.count(Filter()) == 3
+
+
+def _ended(backend: Backend, times: Mapping[str, int]) -> None:
+    """Make instances that have ended so many microseconds after ``T0``."""
+    for name, after in times.items():
+        create(backend, None, replace(creation(backend, name), state="completed", ended_us=T0 + after))
+
+
+def _of_twelve(number: int) -> tuple[dict[str, str], State]:
+    """Return the labels and the state of one of the instances to be filtered."""
+    labels = {"team": "search" if number % 2 else "shop", "n": str(number % 3)}
+    return labels, "waiting" if number % 4 == 1 else "failed"
+
+
+def _fits(number: int, where: Filter) -> bool:
+    """Whether the filter selects the instance of this number."""
+    labels, state = _of_twelve(number)
+    return (
+        where.labels.items() <= labels.items()
+        and (not where.states or state in where.states)
+        and not (where.unfinished and state == "failed")
+        and (where.created_from_us or 0) <= T0 + number < (where.created_to_us or T0 + 99)
+    )
+
+
+def _paged(backend: Backend, where: Filter) -> list[str]:
+    """Return the ids of all pages, each after the last number of the one before; at most twenty pages."""
+    found: list[str] = []
+    for _ in range(20):
+        page = backend.list(where)
+        if not page:
+            break
+        found += [header.instance_id for header in page]
+        where = replace(where, after=page[-1].instance)
+    return found
 
 
 def _some_states(backend: Backend) -> None:

@@ -75,17 +75,25 @@ if TYPE_CHECKING:
     from .runtime.client import WorkflowClient
     from .runtime.client_async import AsyncWorkflowClient
     from .runtime.ending import InstanceStatus
+    from .runtime.explaining import Explanation
     from .runtime.in_process import AsyncInProcessRunner, InProcessRunner
+    from .runtime.inspection import Attempt, ErrorInfo, HistoryEvent
+    from .runtime.moving import ChangePreview
 
 _LATER = {
     "AsyncCheckpointingRunner": "runtime.checkpointing",
     "AsyncInProcessRunner": "runtime.in_process",
     "AsyncWorkflowClient": "runtime.client_async",
+    "Attempt": "runtime.inspection",
     "Backend": "backend.base",
     "Chain": "flow.builder",
+    "ChangePreview": "runtime.moving",
     "CheckpointingRunner": "runtime.checkpointing",
     "Codec": "codec",
+    "ErrorInfo": "runtime.inspection",
+    "Explanation": "runtime.explaining",
     "Flow": "flow.builder",
+    "HistoryEvent": "runtime.inspection",
     "InMemoryBackend": "backend.memory",
     "InProcessRunner": "runtime.in_process",
     "InstanceStatus": "runtime.ending",
@@ -102,11 +110,13 @@ __all__ = [
     "AsyncCheckpointingRunner",
     "AsyncInProcessRunner",
     "AsyncWorkflowClient",
+    "Attempt",
     "Backend",
     "BackendError",
     "BackendReadOnly",
     "BackendUnavailable",
     "Chain",
+    "ChangePreview",
     "CheckpointingRunner",
     "Closed",
     "Codec",
@@ -119,9 +129,12 @@ __all__ = [
     "DecodeError",
     "Done",
     "EncodeError",
+    "ErrorInfo",
+    "Explanation",
     "Fail",
     "Flow",
     "GraphError",
+    "HistoryEvent",
     "InMemoryBackend",
     "InProcessRunner",
     "InputMismatch",

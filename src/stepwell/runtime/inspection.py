@@ -177,7 +177,7 @@ class Counts:
         if not _is_placed(fact):
             return "", 0
         path = plan.path(fact.node, fact.turns) if fact.node >= 0 else ""
-        if not fact.node or plan.kind[fact.node] not in BODIED:
+        if not fact.node or plan.kind[fact.node] not in BODIED or isinstance(fact, f.RunEnded):
             return path, 0
         if isinstance(fact, f.Opened):
             self._now[path] = fact.attempt

@@ -125,6 +125,7 @@ def _full_state(path: str = "", *pending: Key) -> Frontier:
     state.cursors = {(4, ()): 298}
     state.stalled = [(15, ()), (16, (3,))]
     state.pending = list(pending)
+    state.stopping = True  # not stored: it follows from the next field
     state.cancelling, state.paused = Request("enough", "ann"), Request("lunch", "bob")
     state.held = Request("interrupted", "a/b", 4, (1,))
     state.failure = Failure(6, (3,), 42, "loop_limit")

@@ -192,6 +192,7 @@ def _cancel_begun(plan: Plan, state: Frontier, fact: f.CancelBegun) -> None:
 
 def _stop_all(plan: Plan, state: Frontier) -> None:
     state.paused = state.held = None
+    state.stopping = True
     for scope in state.scopes.values():
         scope.unsettled = 0
     state.unsettled = _close_below(plan, state, ROOT)
@@ -214,6 +215,7 @@ def _run_reopened(plan: Plan, state: Frontier, fact: f.RunReopened) -> None:
         return
     state.ended, state.result = "", 0
     state.cancelling = state.failure = None
+    state.stopping = False
     state.unsettled = 0
     state.stalled, state.pending = [], []
     for scope in state.scopes.values():

@@ -384,6 +384,13 @@ def needs_come_first(view: View) -> None:
             _hold(not missing, "needs_come_first", f"{view.text(key)} is open before {missing}")
 
 
+def stopping_has_a_cause(view: View) -> None:
+    """A run is stopping exactly if it was cancelled, or failed by a person."""
+    state = view.state
+    by_decision = state.failure is not None and state.failure.node == 0
+    _hold(state.stopping == (state.cancelling is not None or by_decision), "stopping_has_a_cause", "it is not said why")
+
+
 def unsettled_counts_closing(view: View) -> None:
     """Each scope, and the run itself, counts the closing steps that name it; they stand below it and it is failing."""
     state = view.state
@@ -544,7 +551,7 @@ def messages_are_taken(view: View) -> None:
 LAWS: Final[tuple[Law, ...]] = (
     turns_match_depth, phases_fit_kinds, open_things_nest, one_line, stalled_once, pending_where_stopped,
     turning_in_range,
-    no_limbo, ended_is_quiet, failure_is_noted,
+    no_limbo, ended_is_quiet, failure_is_noted, stopping_has_a_cause,
     scopes_count_children, scopes_go_on, needs_come_first, unsettled_counts_closing, nothing_starts_where_it_failed,
     needed_values_are_there, unneeded_values_are_gone, addresses_exist, tags_have_values, cursors_have_steps,
     messages_are_taken,

@@ -94,13 +94,14 @@ class Frontier:
         cursors: addresses of what attempts of open steps kept.
         inbox: addresses of kept messages by name, oldest first.
         stalled: nodes that were done while their scope failed, so that nothing followed.
+        stopping: it was cancelled, or failed by a person: nothing starts, and it ends when all has settled.
         pending: children that a new graph brought to parallels that had stopped; a retry opens them.
         ended: the state it ended in, or ``""``.
     """
 
     __slots__ = (
         "cancelling", "cursors", "ended", "failure", "held", "inbox", "paused", "pending", "result", "scopes", "seq",
-        "stalled", "started", "steps", "tags", "turning", "unsettled", "values",
+        "stalled", "started", "steps", "stopping", "tags", "turning", "unsettled", "values",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -116,6 +117,7 @@ class Frontier:
         self.stalled: list[Key] = []
         self.pending: list[Key] = []
         self.unsettled = 0
+        self.stopping = False
         self.cancelling: Request | None = None
         self.paused: Request | None = None
         self.held: Request | None = None
@@ -127,11 +129,6 @@ class Frontier:
         return isinstance(other, Frontier) and to_image(self) == to_image(other)
 
     __hash__ = None  # type: ignore[assignment]  # mutable, compared by content
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the run was cancelled, or failed by a person: nothing starts, and it ends when all has settled."""
-        return self.cancelling is not None or (self.failure is not None and self.failure.node == 0)
 
     def status(self, now: int) -> State:
         """Return the state an observer would name: what could move next decides it."""
@@ -238,6 +235,7 @@ def from_image(stored: bytes) -> Frontier:
         image.failure,
     )
     state.ended = image.ended
+    state.stopping = image.cancelling is not None or (image.failure is not None and image.failure.node == 0)
     state.pending = image.pending if isinstance(image, Image) else []
     return state
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import work
+from control import answer_apart, answer_memory, answer_sqlite, client_calls  # noqa: F401  # measured by name
+from parked import parked, transactional  # noqa: F401  # measured by name
 from work import VALUE, Value, check, check_value, us_each
 
 from stepwell import (

@@ -43,6 +43,7 @@ def rows(quick: bool) -> list[Row]:
     """Return all rows, in the order of their keys; ``quick`` takes smaller sizes, whose figures mean less."""
     k1, k5, k2 = (200, 1_000, 400) if quick else (1_000, 5_000, 2_000)
     signals = 40 if quick else 100
+    few, waiting = (0, 2_000) if quick else (0, 100_000)
     return [
         *(Row("a", "chain, no store", "chain_in_memory", n, "us/task", IN_MEMORY) for n in (4, 10, k1, k5)),
         Row("a", "growth of that", "chain_in_memory", k5, "x", FLAT, base=k1),
@@ -81,5 +82,46 @@ def rows(quick: bool) -> list[Row]:
         Row("l", "signal to next step, memory, p99", "signal_memory", signals, "us", figure="p99"),
         Row("l", "signal to next step, SQLite, p50", "signal_sqlite", signals, "us", figure="p50"),
         Row("l", "signal to next step, SQLite, p99", "signal_sqlite", signals, "us", figure="p99"),
+        *(
+            Row("m", f"signal to a waiting run's next step, {where}, {p}", method, signals // 2, "us", figure=p)
+            for where, method in (
+                ("memory", "answer_memory"),
+                ("SQLite", "answer_sqlite"),
+                ("SQLite, two processes", "answer_apart"),
+            )
+            for p in ("p50", "p99")
+        ),
+        *(
+            Row("n", f"client: {what}, SQLite", "client_calls", k1, unit, figure=figure)
+            for what, unit, figure in (
+                ("status", "us", "status"),
+                ("explain", "us", "explain"),
+                ("list, page of 100", "us", "list"),
+                ("pause or resume", "us", "pause"),
+                ("retry, and the step", "us", "retry"),
+                ("preview_change", "us/inst", "preview"),
+            )
+        ),
+        Row("o", "plain step, SQLite full", "transactional", 20, "us/step", figure="plain"),
+        Row("o", "step in its own transaction", "transactional", 20, "us/step", figure="own"),
+        Row("p", "waiting instances, to create, SQLite", "parked", waiting, "us", figure="create"),
+        Row("p", "waiting instances, SQLite", "parked", waiting, "B", figure="bytes"),
+        *(
+            row
+            for what, unit, figure in (
+                ("recover beside waiting ones", "ms", "recover"),
+                ("memory that takes", "MiB", "mib"),
+                ("signal to a served one, p50", "us", "p50"),
+                ("signal to a served one, p99", "us", "p99"),
+                ("timer of a served one, p50", "us", "timer_p50"),
+                ("timer of a served one, p99", "us", "timer_p99"),
+                ("run of one step beside them", "us", "run"),
+                ("resume by id beside them", "us", "resume"),
+            )
+            for row in (
+                *(Row("p", what, "parked", n, unit, figure=figure) for n in (few, waiting)),
+                Row("p", "growth of that", "parked", waiting, "x", FLAT if figure != "mib" else None, figure, base=few),
+            )
+        ),
         Row("t", "sync tasks in threads", "threads", k1, "us/task"),
     ]

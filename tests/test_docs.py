@@ -1,4 +1,4 @@
-"""What the pages in docs/ show is run as it is printed."""
+"""What the pages in docs/ show is run as it is printed. (That on changes needs more around it: tests/control.)"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PAGES = {page.stem: BLOCK.findall(page.read_text("utf-8")) for page in DOCS.glob("*.md")}
 
 
-@pytest.mark.parametrize("page", [name for name, blocks in PAGES.items() if blocks])
+@pytest.mark.parametrize("page", [name for name, blocks in PAGES.items() if blocks and name != "change"])
 def test_a_page_runs_as_it_is_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a page, one after the other, in an empty folder."""
     monkeypatch.chdir(tmp_path)

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from .runtime.in_process import AsyncInProcessRunner, InProcessRunner
     from .runtime.inspection import Attempt, ErrorInfo, HistoryEvent
     from .runtime.moving import ChangePreview
+    from .runtime.upkeep import Retention
 
 _LATER = {
     "AsyncCheckpointingRunner": "runtime.checkpointing",
@@ -100,6 +101,7 @@ _LATER = {
     "JsonCodec": "codec",
     "MsgpackCodec": "codec",
     "Record": "codec",
+    "Retention": "runtime.upkeep",
     "SqliteBackend": "backend.sqlite",
     "WorkflowClient": "runtime.client",
 }
@@ -162,6 +164,7 @@ __all__ = [
     "Record",
     "RecordedError",
     "Rerun",
+    "Retention",
     "Retry",
     "RetryAfter",
     "SchemaTooNew",

@@ -177,6 +177,7 @@ def work(backend: SqliteBackend, action: Callable[[], Any]) -> tuple[Any, int]:
 QUERIES: dict[str, Callable[[SqliteBackend, Session], object]] = {
     "an idle poll": lambda store, ann: ids(store.claim_due(ann, [definition_of(store)], 0, 10)),
     "a claim of what is due": lambda store, ann: ids(store.claim_due(ann, [definition_of(store)], T0, 10)),
+    "the next due time": lambda store, _: store.next_due("work"),
     "a claim by id": lambda store, ann: store.claim(ann, "parked-7") is not None,
     "mail": lambda store, ann: store.mail(ann),
     "list by label": lambda store, _: [header.instance_id for header in store.list(Filter(labels={"k": "v"}))],

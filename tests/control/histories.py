@@ -16,14 +16,17 @@ from typing import Any, Final
 import msgspec
 
 from stepwell import CheckpointingRunner, InMemoryBackend, SqliteBackend, StepwellError
-from stepwell.backend.base import Session
+from stepwell.backend.base import Filter, Session
 from stepwell.backend.liveness import this_process
 from stepwell.runtime import snapshot_format
 from stepwell.runtime.client import WorkflowClient
+from stepwell.runtime.live import frontier_of
+from stepwell.runtime.stored import stored_plan
 from stepwell.testing import VirtualClock
 from stepwell.testing.invariants import check_store
 
 from .history_flows import FIRST, Ledger, PowerFails
+from .history_model import standing
 
 IDS: Final = ("a", "b", "c")
 LEASE_US: Final = 3_600_000_000
@@ -63,6 +66,16 @@ class Teller:
         loaded = self.backend.claim(self.other, instance_id)
         return loaded and (loaded.header.state, loaded.header.held_by, len(loaded.mail))
 
+    def standings(self) -> dict[str, object]:
+        """Return how each instance stands, as the bare engine's :meth:`Model.seen` does."""
+        return {header.instance_id: self._standing(header.instance_id) for header in self.backend.list(Filter())}
+
+    def _standing(self, instance_id: str) -> object:
+        loaded = self.backend.load(instance_id)
+        plan = stored_plan(self.runner._room, loaded.header)
+        state, header = frontier_of(plan, loaded), loaded.header
+        return (header.run, header.mail, bool(header.session), *standing(plan, state, self.clock.now_us()))
+
     def let_go(self) -> None:
         """End that session, and with it all it holds."""
         if self.other is not None:
@@ -100,6 +113,25 @@ def _snapshot(data: bytes) -> object:
     snapshot, codec = snapshot_format.read(data)
     rows = [msgspec.structs.replace(row, took_us=0) for row in snapshot.entries]
     return codec, msgspec.structs.replace(snapshot, origin="-", entries=rows)
+
+
+def same(first: object, other: object, at: str = "") -> None:
+    """Assert that two shown answers are equal; say where they are not."""
+    if isinstance(first, list) and isinstance(other, list) and len(first) == len(other):
+        for n, (one, two) in enumerate(zip(first, other, strict=True)):
+            same(one, two, f"{at}[{n}]")
+    elif isinstance(first, dict) and isinstance(other, dict) and first.keys() == other.keys():
+        for key, one in first.items():
+            same(one, other[key], f"{at}.{key}")
+    else:
+        assert other == first, f"the stores answer differently{at and f' at {at}'}"
+
+
+def alike(stored: dict[str, object], model: dict[str, object]) -> None:
+    """Assert that instances stand as the bare engine's do; say which does not."""
+    assert stored.keys() == model.keys()
+    for i, there in stored.items():
+        assert there == model[i], f"{i} stands otherwise than the engine's:\n{there}\n{model[i]}"
 
 
 class Figures:

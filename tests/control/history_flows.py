@@ -8,20 +8,39 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from stepwell import Again, Done, Retry, branch, delay, inject, loop, parallel, route, signal, task, task_context, workflow
+from stepwell import (
+    Again,
+    Done,
+    Retry,
+    branch,
+    delay,
+    inject,
+    loop,
+    parallel,
+    route,
+    signal,
+    task,
+    task_context,
+    workflow,
+)
 
 
 class Ledger:
     """What ran. ``broken``: tasks that may fail do; ``cut``: the power fails in the middle of a charge."""
 
     def __init__(self) -> None:
-        self.ran: Counter[tuple[str, int, str, int]] = Counter()
+        self.calls: list[tuple[str, int, str, int]] = []
         self.broken = self.cut = False
 
     def note(self) -> None:
-        """Count one run of a body."""
+        """Note that a body runs; threads may do so at once."""
         context = task_context()
-        self.ran[context.instance_id, context.run, context.path, context.attempt] += 1
+        self.calls.append((context.instance_id, context.run, context.path, context.attempt))
+
+    @property
+    def ran(self) -> Counter[tuple[str, int, str, int]]:
+        """How often each attempt's body has run, by instance id, run, path and attempt."""
+        return Counter(self.calls)
 
 
 class PowerFails(SystemExit):
@@ -124,6 +143,13 @@ def escalating(x: int) -> int:
 
 
 @workflow
+def missing(x: int) -> int:
+    got = signal("answer", int, timeout="2h", on_timeout=lambda: minus(x))
+    signal("end", int)
+    return plus(got)
+
+
+@workflow
 def napping(x: int) -> int:
     a = plus(x)
     delay("8h")
@@ -176,10 +202,10 @@ def later_versions() -> list[Any]:
     def looping(x: int) -> int:
         return minus(plus(loop(turn, x, max_iterations=2)))
 
-    return [chain, forking, looping, asking, escalating, napping, charging, routing, nesting]
+    return [chain, forking, looping, asking, escalating, missing, napping, charging, routing, nesting]
 
 
-FIRST: Final[list[Any]] = [chain, forking, looping, asking, escalating, napping, charging, routing, nesting]
+FIRST: Final[list[Any]] = [chain, forking, looping, asking, escalating, missing, napping, charging, routing, nesting]
 SECOND: Final[list[Any]] = later_versions()
 VERSIONS: Final = (FIRST, SECOND)
 CHANGED: Final[list[Any]] = [each for each in SECOND if each not in FIRST]

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from stepwell.engine import events as e
+from stepwell.runtime import drive
 from stepwell.testing import VirtualClock
 from stepwell.types import Again, Complete, Done, Fail, Rerun
 
-from .histories import IDS, Call, Figures, Teller
+from .histories import IDS, Call, Figures, Teller, alike, same
 from .history_flows import CHANGED, FIRST, PATHS, VERSIONS
+from .history_model import Model, Note
 
 HISTORIES, CALLS = 60, 30
+FOREVER_NS = 10**15
 
 ids = st.sampled_from(IDS)
 flows = st.sampled_from(range(len(FIRST)))
@@ -33,9 +39,15 @@ people = st.sampled_from(("", "ann"))
 spans = st.sampled_from(("1h", "1h", "2h", "8h", "30m"))
 states = st.sampled_from((None, "unfinished", "failed", "waiting", "held", ("completed", "cancelled"), "nonsense", ()))
 paths = st.sampled_from(PATHS)
-decisions = st.sampled_from(
-    (Rerun(), Rerun(), Complete(5), Complete(5), Complete("odd"), Complete(Again(2)), Complete(Done(2)), Fail("no"), "no")
-)
+completions = st.sampled_from((5, 5, 5, "odd", Again(2), Done(2))).map(Complete)
+decisions = completions | st.sampled_from((Rerun(), Rerun(), Fail("no"), "no"))
+
+
+@contextmanager
+def commits_fall(hasty: bool) -> Iterator[None]:
+    """Let each step be a commit, or as many as can; else it would depend on how busy the computer is."""
+    with patch.object(drive, "TURN_NS", -1 if hasty else FOREVER_NS):
+        yield
 
 
 class Histories(RuleBasedStateMachine):
@@ -43,11 +55,16 @@ class Histories(RuleBasedStateMachine):
 
     figures = Figures()
 
-    @initialize(made=st.lists(flows, min_size=len(IDS), max_size=len(IDS)), run=st.booleans(), cut=st.booleans())
-    def begin(self, made: list[int], run: bool, cut: bool) -> None:
+    @initialize(
+        made=st.lists(flows, min_size=len(IDS), max_size=len(IDS)), run=st.booleans(), cut=st.booleans(),
+        hasty=st.booleans(),
+    )  # fmt: skip
+    def begin(self, made: list[int], run: bool, cut: bool, hasty: bool) -> None:
         self.stack, self.clock = ExitStack(), VirtualClock(jump=False)
+        self.stack.enter_context(commits_fall(hasty))
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.worlds = [Teller(name, self.clock, folder / "h.db", self.stack) for name in ("memory", "sqlite")]
+        self.model = Model(self.clock, self.worlds[0].ledger)
         self.figures.histories += 1
         self.turn_out(True, cut)
         for i, flow in zip(IDS, made, strict=True):
@@ -59,14 +76,31 @@ class Histories(RuleBasedStateMachine):
         """Make a call everywhere, and compare."""
         first, *others = [world.answer(call) for world in self.worlds]
         for other in others:
-            assert other == first
+            same(first, other)
         self.figures.note(first)
         return first
 
-    def then(self, call: Call, instance_id: str) -> None:
-        """Make a call that writes, and compare how the instance stands behind it."""
-        self.both(call)
+    def then(self, call: Call, instance_id: str, model: Callable[[], str] | None = None) -> object:
+        """Make a call that writes, and compare how the instance stands behind it.
+
+        ``model`` makes it of the bare engine and returns the error that it must lead to; a call that was refused for
+        what is in its arguments is not made of it.
+        """
+        answer = self.both(call)
+        error = answer.partition(":")[0] if isinstance(answer, str) else "ok"
+        if model is not None and error not in ("EncodeError", "OptionError"):
+            told = model()
+            assert ("ok" if told in ("attach", "restart") else told) == error, f"the engine says {told} to {answer}"
         self.both(lambda world: world.clients[1].status(instance_id))
+        self.agree()
+        return answer
+
+    def agree(self) -> None:
+        """Compare every instance, and every body that has run, with the bare engine's."""
+        world = self.worlds[0]
+        alike(world.standings(), self.model.seen())
+        assert world.ledger.ran == self.model.ran
+        self.figures.compared += len(self.model.of)
 
     # --- starting and going on ---
 
@@ -74,13 +108,23 @@ class Histories(RuleBasedStateMachine):
     def start(self, i: str, flow: int, version: int, x: int, policy: str | None, ignore: bool, by: int) -> None:
         options: Any = {"instance_id": i, "on_conflict": policy, "on_mismatch": "ignore" if ignore else "fail"}
         made = VERSIONS[version][flow]
-        self.then(lambda world: world.clients[by].start(made, x, labels={"x": str(x)}, **options), i)
+        mismatch = options["on_mismatch"]
+
+        def model() -> str:
+            told = self.model.start(i, made, x, policy, mismatch)
+            return self.model.reopen(i) if told == "restart" else told
+
+        self.then(lambda world: world.clients[by].start(made, x, labels={"x": str(x)}, **options), i, model)
 
     @rule(i=ids, flow=flows, version=versions, x=inputs, policy=policies, ignore=st.booleans())
     def run(self, i: str, flow: int, version: int, x: int, policy: str | None, ignore: bool) -> None:
         options: Any = {"instance_id": i, "on_conflict": policy, "on_mismatch": "ignore" if ignore else "fail"}
         made = VERSIONS[version][flow]
-        self.then(lambda world: world.runner.start(made, x, **options), i)
+        mismatch = options["on_mismatch"]
+        self.then(
+            lambda world: world.runner.start(made, x, **options), i,
+            lambda: self.model.run(i, made, x, policy, mismatch),
+        )  # fmt: skip
 
     @rule(i=ids, x=inputs, policy=policies)
     def run_its_own(self, i: str, x: int, policy: str | None) -> None:
@@ -94,13 +138,25 @@ class Histories(RuleBasedStateMachine):
 
     @rule(version=versions)
     def recover(self, version: int) -> None:
-        self.both(lambda world: world.runner.recover(VERSIONS[version]))
+        for world in self.worlds:
+            world.ledger.cut = False  # what else the call had reached then would depend on how commits fall
+        found: Any = self.both(lambda world: world.runner.recover(VERSIONS[version]))
+        self.model.recover(VERSIONS[version], [each["instance_id"] for each in found])
+        self.agree()
 
     @rule(span=spans, recover=st.booleans())
     def time_passes(self, span: str, recover: bool) -> None:
         self.clock.advance(span)
         if recover:
             self.recover(0)
+
+    @rule(answer=st.booleans())
+    def all_goes_well(self, answer: bool) -> None:
+        """Bring whatever can end to its end."""
+        self.turn_out(False, False)
+        for i in IDS if answer else ():
+            self.signal(i, "answer", 7, "", 1)
+        self.time_passes("8h", True)
 
     @rule(broken=st.booleans(), cut=st.booleans())
     def turn_out(self, broken: bool, cut: bool) -> None:
@@ -117,28 +173,54 @@ class Histories(RuleBasedStateMachine):
         by=who,
     )
     def signal(self, i: str, name: str, payload: object, signal_id: str, by: int) -> None:
-        self.then(lambda world: world.clients[by].signal(i, name, payload, signal_id=signal_id), i)
+        awaited = self.awaits(i, name)
+        note = Note("signal", lambda _: e.Signalled(name), payload, signal_id)
+        known = [world.clients[by] for world in self.worlds[:1]]
+
+        def model() -> str:
+            goes_on = i in self.model.of and not self.model.of[i].state.ended
+            if goes_on and not (awaited and self.fits(known[0], i, payload)):
+                return "UsageError"
+            return self.model.send(i, note)
+
+        self.then(lambda world: world.clients[by].signal(i, name, payload, signal_id=signal_id), i, model)
+
+    def awaits(self, i: str, name: str) -> bool:
+        """Whether an instance's workflow takes a signal of this name."""
+        there = self.model.of.get(i)
+        return there is not None and name in there.run.plan.signals
+
+    def fits(self, client: Any, i: str, payload: object) -> bool:
+        """Whether a client may send this payload: all are numbers, which one without the workflow cannot know."""
+        return isinstance(payload, int) or client._room.workflow_of(self.model.of[i].run.plan) is None
 
     @rule(i=ids, reason=people, by=people)
     def cancel(self, i: str, reason: str, by: str) -> None:
-        self.then(lambda world: world.clients[1].cancel(i, reason=reason, by=by), i)
+        note = Note("cancel", lambda _: e.CancelAsked(reason, by))
+        self.then(lambda world: world.clients[1].cancel(i, reason=reason, by=by), i, lambda: self.model.send(i, note))
 
     @rule(i=ids, reason=people, by=people)
     def pause(self, i: str, reason: str, by: str) -> None:
-        self.then(lambda world: world.clients[1].pause(i, reason=reason, by=by), i)
+        note = Note("pause", lambda _: e.PauseAsked(reason, by))
+        self.then(lambda world: world.clients[1].pause(i, reason=reason, by=by), i, lambda: self.model.send(i, note))
 
     @rule(i=ids, by=people)
     def resume(self, i: str, by: str) -> None:
-        self.then(lambda world: world.clients[1].resume(i, by=by), i)
+        note = Note("resume", lambda _: e.ResumeAsked(by))
+        self.then(lambda world: world.clients[1].resume(i, by=by), i, lambda: self.model.send(i, note))
 
     @rule(i=ids, by=people)
     def retry(self, i: str, by: str) -> None:
-        self.then(lambda world: world.clients[1].retry(i, by=by), i)
+        note = Note("retry", lambda _: e.RetryAsked(by))
+        self.then(lambda world: world.clients[1].retry(i, by=by), i, lambda: self.model.send(i, note))
 
     @rule(i=ids, path=st.none() | paths, decision=decisions, by=people, whose=who)
     def decide(self, i: str, path: str | None, decision: Any, by: str, whose: int) -> None:
         right = self.held_at(i) if path is None else path
-        self.then(lambda world: world.clients[whose].decide(i, right, decision, by=by), i)
+        answer = self.both(lambda world: world.clients[whose].decide(i, right, decision, by=by))
+        if answer is None:
+            assert self.model.decided(i, right, decision, by) == "ok"
+        self.agree()
 
     def held_at(self, i: str) -> str:
         """Return the path that an instance is held for, so that most decisions are about the right one."""
@@ -147,7 +229,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(i=ids, flow=flows, version=st.sampled_from((0, 1)))
     def move(self, i: str, flow: int, version: int) -> None:
-        self.then(lambda world: world.clients[1].move(i, VERSIONS[version][flow]), i)
+        made = VERSIONS[version][flow]
+        self.then(lambda world: world.clients[1].move(i, made), i, lambda: self.model.move(i, made))
 
     @rule(i=ids, version=st.sampled_from((0, 1)))
     def move_its_own(self, i: str, version: int) -> None:
@@ -156,22 +239,29 @@ class Histories(RuleBasedStateMachine):
 
     @rule(i=ids)
     def seize(self, i: str) -> None:
-        self.then(lambda world: world.seize(i), i)
+        self.then(lambda world: world.seize(i), i, lambda: self.model.seize(i))
 
     @rule()
     def let_go(self) -> None:
         self.both(lambda world: world.let_go())
+        self.model.let_go()
+        self.agree()
+        for i, there in list(self.model.of.items()):
+            if there.mail and there.run.steps("ready"):  # a runner may take up either first
+                self.resume(i, "")
 
     # --- upkeep ---
 
     @rule(older=st.none() | spans, keep=st.none() | st.sampled_from((0, 1, -1)), limit=st.none() | st.just(1))
     def purge(self, older: str | None, keep: int | None, limit: int | None) -> None:
-        self.both(lambda world: world.clients[1].purge(older_than=older, keep=keep, limit=limit))
+        count = self.both(lambda world: world.clients[1].purge(older_than=older, keep=keep, limit=limit))
+        self.model.purged([status.instance_id for status in self.worlds[0].clients[1].iterate()], count)
+        self.agree()
         self.page(None, None, 2)
 
     @rule(i=ids)
     def delete(self, i: str) -> None:
-        self.then(lambda world: world.clients[1].delete(i), i)
+        self.then(lambda world: world.clients[1].delete(i), i, lambda: self.model.delete(i))
 
     @rule(i=ids, to=st.none() | ids, cross=st.booleans())
     def restore(self, i: str, to: str | None, cross: bool) -> None:
@@ -181,7 +271,10 @@ class Histories(RuleBasedStateMachine):
             return
         taken = [world.clients[1].snapshot(i) for world in self.worlds]
         there = dict(zip((world.name for world in self.worlds), taken[::-1] if cross else taken, strict=True))
-        self.then(lambda world: world.clients[1].restore(there[world.name], instance_id=to), to or i)
+        self.then(
+            lambda world: world.clients[1].restore(there[world.name], instance_id=to), to or i,
+            lambda: self.model.restore(i, to or i),
+        )  # fmt: skip
 
     # --- reading ---
 
@@ -228,7 +321,7 @@ class Histories(RuleBasedStateMachine):
                 world.check()
             first, *others = [list(world.everything()) for world in self.worlds]
             for other in others:
-                assert other == first
+                same(first, other)
             self.figures.compared += len(first)
             for world in self.worlds[:1]:
                 for status in world.clients[1].iterate():

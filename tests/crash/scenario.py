@@ -1,24 +1,16 @@
-"""The run that is killed: every kind of node, with an outside ledger of what its tasks did.
-
-:func:`play` is one process's life: it opens the store, does its part and says what it saw, or dies at the named point.
-"""
+"""The run that is killed: every kind of node, with an outside ledger of what its tasks did."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from typing import Any
 
-import apsw
-
 from stepwell import (
     Again,
-    CheckpointingRunner,
     ConflictPolicy,
     Done,
     Retry,
-    SqliteBackend,
     branch,
     delay,
     inject,
@@ -33,26 +25,8 @@ from stepwell import (
 from stepwell.backend.base import Filter
 from stepwell.engine import facts as f
 from stepwell.runtime.control import Control
-from stepwell.testing import VirtualClock
-from stepwell.testing.faults import FAULT_EXIT, Fault, FaultyBackend
 
-
-class Ledger:
-    """An append-only file outside of the store; the process may die right after the n-th line."""
-
-    def __init__(self, path: str, process: int, last: int) -> None:
-        self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self.process, self.last, self.lines = process, last, 0
-        self.lock = threading.Lock()
-        self.send: Any = None
-
-    def note(self, phase: str) -> None:
-        ctx = task_context()
-        with self.lock:
-            os.write(self.file, f"{self.process} {phase} {ctx.path} {ctx.attempt} {ctx.idempotency_key}\n".encode())
-            self.lines += 1
-            if self.lines == self.last:
-                os._exit(FAULT_EXIT)
+from .dying import Ledger, runner_of
 
 
 @task
@@ -161,58 +135,24 @@ WHEN: dict[str, tuple[int, int]] = {
 }
 
 
-# --- one process's life ---------------------------------------------------------------------------------
+# --- the parts of processes ------------------------------------------------------------------------------
 
 
-def play(request: dict[str, Any]) -> dict[str, Any]:
-    """Do a part of the story. ``fault`` is ``method``, ``statement`` or ``ledger`` with a number, or nothing."""
-    kind, _, number = request["fault"].rpartition(":")
-    if kind == "statement":
-        _die_at_statement(int(number))
-    ledger = Ledger(request["ledger"], request["process"], int(number) if kind == "ledger" else 0)
-    faults = [Fault.parse(request["fault"])] if kind.startswith(("before", "after")) else []
-    backend = FaultyBackend(SqliteBackend(request["db"]), faults)
-    part = {"run": _run, "recover": _recover, "client": _client, "look": _look, "lease": _lease}[request["part"]]
-    found = part(backend, ledger)
-    backend.close()
-    return found
-
-
-def _die_at_statement(last: int) -> None:
-    """Die before the n-th SQL statement of this process, opening and migration included."""
-    seen = 0
-
-    def trace(cursor: Any, sql: str, bindings: Any) -> bool:
-        nonlocal seen
-        seen += 1
-        if seen == last:
-            os._exit(FAULT_EXIT)
-        return True
-
-    apsw.connection_hooks.append(lambda connection: setattr(connection, "exec_trace", trace))
-
-
-def _runner(backend: Any, ledger: Ledger, **options: Any) -> CheckpointingRunner:
-    runner = CheckpointingRunner(backend, deps={Ledger: ledger}, clock=VirtualClock(), **options)
-    ledger.send = runner.client
-    return runner
-
-
-def _run(backend: Any, ledger: Ledger) -> dict[str, Any]:
-    with _runner(backend, ledger) as runner:
+def run(backend: Any, ledger: Ledger) -> dict[str, Any]:
+    with runner_of(backend, ledger) as runner:
         return {"output": runner.run(mixed, 1, instance_id="i")}
 
 
-def _recover(backend: Any, ledger: Ledger) -> dict[str, Any]:
+def recover(backend: Any, ledger: Ledger) -> dict[str, Any]:
     """What a restarted script does: recover everything, then ask for its run again."""
-    with _runner(backend, ledger) as runner:
+    with runner_of(backend, ledger) as runner:
         runner.recover([mixed, asking], wait=True)
         return {"output": runner.run(mixed, 1, instance_id="i")}
 
 
-def _client(backend: Any, ledger: Ledger) -> dict[str, Any]:
+def client(backend: Any, ledger: Ledger) -> dict[str, Any]:
     """Requests to an instance that nobody holds; each may be repeated after an unclear answer."""
-    with _runner(backend, ledger) as runner:
+    with runner_of(backend, ledger) as runner:
         if runner.start(asking, 1, instance_id="i").finished:
             return {"output": runner.resume(asking, "i")}
         client: Control = runner.client
@@ -224,7 +164,7 @@ def _client(backend: Any, ledger: Ledger) -> dict[str, Any]:
         return {"output": runner.resume(asking, "i")}
 
 
-def _lease(backend: Any, ledger: Ledger) -> dict[str, Any]:
+def lease(backend: Any, ledger: Ledger) -> dict[str, Any]:
     """A body that is busy until the lease has been renewed beside it."""
     renewed = threading.Event()
     renew = backend.renew
@@ -244,11 +184,11 @@ def _lease(backend: Any, ledger: Ledger) -> dict[str, Any]:
     def slow(x: int) -> int:
         return busy(x)
 
-    with _runner(backend, ledger, lease="1s") as runner:
+    with runner_of(backend, ledger, lease="1s") as runner:
         return {"output": runner.run(slow, 1, instance_id="i", on_conflict=ConflictPolicy.USE_EXISTING)}
 
 
-def _look(backend: Any, ledger: Ledger) -> dict[str, Any]:
+def look(backend: Any, ledger: Ledger) -> dict[str, Any]:
     """Report what is stored, for the checks."""
     (header,) = backend.list(Filter())
     outcomes: Counter[str] = Counter()

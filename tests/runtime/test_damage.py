@@ -139,10 +139,12 @@ def test_a_damaged_image_is_told(store: SqliteBackend) -> None:
         runner.start(asking, 1, instance_id="i")
         connection = store.connect()
         connection.execute("UPDATE instance SET image = x'c1c1'")
+        connection.execute("UPDATE agenda SET due_us = 0")
         connection.close()
         with pytest.raises(InstanceDamaged):
             runner.resume(asking, "i")
-        assert [s.instance_id for s in runner.recover([asking])] == ["i"]
+        assert ["cannot be read" in s.detail for s in runner.recover([asking])] == [True]
+        assert runner.client.list()[0].held_by == ""
 
 
 # --- a failing store ----------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ def test_a_resume_that_is_interrupted_gives_its_claim_back(runner: Any, monkeypa
 
 
 def test_recover_passes_over_what_was_deleted_meanwhile(struck: Struck, clock: VirtualClock) -> None:
-    """It was listed as unfinished, and has ended and gone since."""
+    """It was listed as paused, and has ended and gone since."""
 
     def lists(method: Any, where: Any) -> Any:
         page = method(where)
@@ -273,8 +273,9 @@ def test_recover_passes_over_what_was_deleted_meanwhile(struck: Struck, clock: V
         return page
 
     with CheckpointingRunner(struck, clock=clock) as runner:
-        runner.start(napping, 1, instance_id="a")
-        runner.start(napping, 1, instance_id="b")
+        for name in ("a", "b"):
+            runner.start(napping, 1, instance_id=name)
+            runner.client.pause(name)
         struck.on["list"] = lists
         assert [status.instance_id for status in runner.recover([napping])] == ["b"]
 

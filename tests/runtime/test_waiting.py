@@ -105,9 +105,9 @@ def test_resume_waits_for_what_is_left(runner: Any, clock: VirtualClock) -> None
 
 
 def test_recover_runs_what_is_due_and_leaves_the_rest(runner: Any, clock: VirtualClock) -> None:
-    """Before the time it is still waiting, after it completed."""
+    """Before the time it is left alone, after it completed."""
     runner.start(napping, 1, instance_id="n")
-    assert [s.state for s in runner.recover([napping])] == ["waiting"]
+    assert runner.recover([napping]) == []
     clock.advance("8h")
     assert [s.state for s in runner.recover([napping])] == ["completed"]
     assert runner.recover([napping]) == []
@@ -226,11 +226,11 @@ def test_a_signal_moves_an_instance_that_nobody_holds(runner: Any) -> None:
 
 
 def test_recover_goes_on_where_a_signal_came(runner: Any) -> None:
-    """Only the instance that got its message completes."""
+    """Only the instance that got its message is taken up."""
     for name in ("a", "b"):
         runner.start(asking, 1, instance_id=name)
     runner.client.signal("b", "answer", 1)
-    assert {s.instance_id: s.state for s in runner.recover([asking])} == {"a": "waiting", "b": "completed"}
+    assert {s.instance_id: s.state for s in runner.recover([asking])} == {"b": "completed"}
 
 
 def test_messages_of_one_name_are_taken_first_in_first_out(runner: Any) -> None:

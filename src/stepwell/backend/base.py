@@ -347,7 +347,11 @@ class Backend(Protocol):
     # --- writing ----------------------------------------------------------------------------------
 
     def register(self, name: str, fingerprint: str, plan: bytes) -> int:
-        """Store a plan once per (name, fingerprint), numbering it in order of arrival, and return its id."""
+        """Store a plan per (name, fingerprint), numbering it in order of arrival, and return its id.
+
+        Other bytes of a plan that is there replace the stored ones and leave its number: what is not in a fingerprint
+        was tuned, and the newest code counts.
+        """
         ...
 
     def create(
@@ -394,6 +398,10 @@ class Backend(Protocol):
 
         Sessions that are dead or whose lease is over are ended first, which frees what they held.
         """
+        ...
+
+    def next_due(self, workflow: str) -> Mapping[int, int | None]:
+        """Return the definitions of a workflow, and when the first free instance of each is due: ``None``: none is."""
         ...
 
     def release(self, session: Session, instances: Sequence[int]) -> None:

@@ -119,6 +119,8 @@ class InMemoryBackend:
         with self._open():
             for known in self._definitions:
                 if (known.name, known.fingerprint) == (name, fingerprint):
+                    self._writes += known.plan != plan
+                    known.plan = plan
                     return known.id
             self._writes += 1
             number = len(self._definitions) + 1
@@ -222,7 +224,8 @@ class InMemoryBackend:
         run.state, run.image, run.image_seq = rest.state, rest.image, len(run.journal)
         run.due_us, run.result_seq = rest.due_us, rest.result_seq
         run.definition = run.definition if rest.definition is None else self._definition(rest.definition)
-        run.updated_us = change.entries[-1].at_us if change.entries else run.updated_us
+        last_us = run.journal[-1].at_us if run.journal else 0  # it may have come with an earlier change
+        run.updated_us = last_us if change.entries else max(run.updated_us, last_us)
         run.ended_us = run.updated_us if run.ended else None
         self._note_end(run)
 
@@ -288,6 +291,10 @@ class InMemoryBackend:
         """Return the free run that is due longest, leaving its queue entry to go stale."""
         firsts = [first for number in definitions if (first := self._definition(number).due.first()) is not None]
         return self._runs[min(firsts)[1]] if firsts and min(firsts)[0] <= now_us else None
+
+    def next_due(self, workflow: str) -> Mapping[int, int | None]:
+        with self._open():
+            return {each.id: _time_of(each.due.first()) for each in self._definitions if each.name == workflow}
 
     def _is_due(self, definition: int, due_us: int, number: int) -> bool:
         run = self._runs.get(number)
@@ -535,3 +542,7 @@ def _matches(run: Run, where: Filter) -> bool:
         and (where.created_to_us is None or run.made.at_us < where.created_to_us)
         and not (where.unfinished and run.ended)
     )
+
+
+def _time_of(entry: tuple[int, int] | None) -> int | None:
+    return entry[0] if entry is not None else None

@@ -47,11 +47,13 @@ STANDING: Final = """
 SELECT i.ended_us IS NOT NULL, i.replaced, a.session, (SELECT ifnull(max(seq), 0) FROM journal WHERE instance = i.id)
 FROM instance i LEFT JOIN agenda a ON a.instance = i.id WHERE i.id = ?
 """
-REST: Final = """
+# Where a rest comes without entries, the last one came with an earlier change that showed nothing of it.
+_REST_US: Final = "ifnull(?7, max(updated_us, ifnull((SELECT at_us FROM journal WHERE instance = ?1 AND seq = ?4), 0)))"
+REST: Final = f"""
 UPDATE instance SET state = ?2, image = ?3, image_seq = ?4, result_seq = ?5, definition = ifnull(?6, definition),
-    updated_us = ifnull(?7, updated_us), ended_us = CASE WHEN ?8 THEN ifnull(?7, updated_us) END
+    updated_us = {_REST_US}, ended_us = CASE WHEN ?8 THEN {_REST_US} END
 WHERE id = ?1
-"""
+"""  # noqa: S608  # a constant
 LEAVE: Final = """
 INSERT INTO agenda (instance, definition, due_us, session)
 SELECT id, definition, CASE WHEN ?3 IS NULL AND EXISTS (SELECT 1 FROM inbox WHERE instance = ?1) THEN 0 ELSE ?2 END, ?3
@@ -79,7 +81,8 @@ NEW_LABEL: Final = "INSERT INTO label (instance, key, value) VALUES (?, ?, ?)"
 NEW_AGENDA: Final = "INSERT INTO agenda (instance, definition, due_us, session) VALUES (?, ?, ?, ?)"
 LAST_RUN: Final = "SELECT id, run FROM instance WHERE instance_id = ? ORDER BY run DESC LIMIT 1"
 
-DEFINITION_ID: Final = "SELECT id FROM definition WHERE name = ? AND fingerprint = ?"
+DEFINITION_ID: Final = "SELECT id, plan FROM definition WHERE name = ? AND fingerprint = ?"
+TUNED_DEFINITION: Final = "UPDATE definition SET plan = ? WHERE id = ?"
 NEW_DEFINITION: Final = """
 INSERT INTO definition (name, number, fingerprint, plan)
 VALUES (?1, (SELECT count(*) + 1 FROM definition WHERE name = ?1), ?2, ?3)
@@ -91,6 +94,11 @@ DEFINITION: Final = "SELECT name, fingerprint FROM definition WHERE id = ?"
 DUE: Final = """
 SELECT due_us, instance FROM agenda
 WHERE definition = ? AND session IS NULL AND due_us IS NOT NULL AND due_us <= ? ORDER BY due_us, instance LIMIT ?
+"""
+
+NEXT_DUE: Final = """
+SELECT id, (SELECT min(due_us) FROM agenda WHERE definition = d.id AND session IS NULL AND due_us IS NOT NULL)
+FROM definition d WHERE name = ? ORDER BY id
 """
 
 # --- reading ----------------------------------------------------------------------------------------

@@ -134,6 +134,10 @@ class SqliteBackend(Store):
 
         return join(self._database, self.backend_id, connection, self._clock)
 
+    def keep_apart(self, thread: int, *, apart: bool) -> None:
+        """Refuse a thread this backend's own connection while another one keeps the write lock for it."""
+        (self._database.apart.add if apart else self._database.apart.discard)(thread)
+
     # --- sessions ---------------------------------------------------------------------------------
 
     def open_session(self, holder: Holder, lease_us: int) -> Session:
@@ -214,6 +218,10 @@ class SqliteBackend(Store):
         limit = max(limit, 0)
         due = [row for definition in set(definitions) for row in db.execute(sql.DUE, (definition, now_us, limit))]
         return [number for _, number in sorted(due)[:limit]]
+
+    def next_due(self, workflow: str) -> Mapping[int, int | None]:
+        with self._read as db:
+            return dict(db.execute(sql.NEXT_DUE, (workflow,)))
 
     def release(self, session: Session, instances: Sequence[int]) -> None:
         with self._write as db:

@@ -18,7 +18,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from threading import RLock
+from threading import RLock, get_ident
 from types import FrameType, TracebackType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar, cast
 
@@ -74,6 +74,8 @@ class Database:
         self._lock = RLock()
         self._closed = False
         self._user: FrameType | None = None  # the `with` block that has the connection
+        #: Threads with a write transaction on a connection of their own, by which they would wait for themselves here.
+        self.apart: set[int] = set()
         self.read = Transaction(self, "BEGIN")
         self.write = Transaction(self, "BEGIN IMMEDIATE")
         _check_library()
@@ -192,6 +194,11 @@ class Database:
     def begin(self, statement: str, user: FrameType) -> Connection:
         """Take the connection for the thread of ``user``, the frame of a ``with``, and begin a transaction on it."""
         self.check()  # before the lock, which a forked child may have inherited locked
+        if self.apart and get_ident() in self.apart:
+            raise UsageError(
+                f"{self.path}: a transaction() is open in this thread, which this call would wait for; "
+                "use the connection that it gives, or call this outside of it"
+            )
         if not self._lock.acquire(timeout=self._busy_s + THREAD_GRACE_S):
             raise BackendUnavailable(
                 f"{self.path}: another thread of this process has kept the connection for too long"

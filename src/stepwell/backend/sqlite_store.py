@@ -90,6 +90,8 @@ class Store:
         with self._write as db:
             row = db.execute(sql.DEFINITION_ID, (name, fingerprint)).fetchone()
             if row is not None:
+                if row[1] != plan:
+                    db.execute(sql.TUNED_DEFINITION, (plan, row[0]))
                 return int(row[0])
             db.execute(sql.NEW_DEFINITION, (name, fingerprint, plan))
             return db.last_insert_rowid()
@@ -386,5 +388,11 @@ def label_rows(instance: int, labels: Mapping[str, str]) -> list[Row]:
 
 
 def labels_of(text: str) -> dict[str, str]:
-    """Return labels as they were given; SQLite's own reading of JSON would end a text at its first NUL."""
-    return msgspec.json.decode(text, type=dict[str, str])
+    """Return labels as they were given, none if the text is damaged: one bad row must not stop a list.
+
+    SQLite's own reading of JSON would end a text at its first NUL.
+    """
+    try:
+        return msgspec.json.decode(text, type=dict[str, str])
+    except msgspec.MsgspecError:
+        return {}

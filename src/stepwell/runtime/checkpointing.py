@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from stepwell.backend.base import Backend
-from stepwell.errors import UsageError
+from stepwell.errors import OptionError, UsageError
 from stepwell.timing import SECOND_US, Duration, duration_us
 from stepwell.types import ConflictPolicy
 
@@ -16,7 +16,9 @@ from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox, Wait
 from .drive import Drive
 from .drivers import check_no_loop, run_async, run_sync
 from .ending import InstanceStatus
+from .recovering import Recovery
 from .room import Room
+from .upkeep import Retention
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow, Workflow
@@ -53,6 +55,7 @@ class _Base:
         lease: Duration = "30s",
         poll: Duration = "50ms",
         clock: Clock | None = None,
+        retention: Retention | None = None,
     ) -> None:
         if not hasattr(backend, "codec"):
             raise UsageError(
@@ -60,7 +63,19 @@ class _Base:
             )
         lease_us = duration_us(lease, "lease", least_us=SECOND_US)
         poll_us = duration_us(poll, "poll", least_us=1_000)
-        self._room = Room(backend, deps=deps, threads=threads, lease_us=lease_us, poll_us=poll_us, clock=clock)
+        if retention is not None and not isinstance(retention, Retention):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionError(
+                f'retention must be a Retention(age="30d", keep=10_000), not a {type(retention).__name__}'
+            )
+        self._room = Room(
+            backend,
+            deps=deps,
+            threads=threads,
+            lease_us=lease_us,
+            poll_us=poll_us,
+            clock=clock,
+            retention=retention,
+        )
 
     def _drive(self, mailbox: AnyMailbox, *, stay: bool, loop: Any = None) -> Drive:
         return Drive(self._room, mailbox, stay=stay, loop=loop)
@@ -73,10 +88,6 @@ class _Base:
 
     def _resuming(self, workflow: object, instance_id: str) -> Enter:
         return lambda drive: [session.resume(drive, self._room.prepare(workflow), instance_id)]
-
-    def _recovering(self, workflows: Iterable[AnyWorkflow], passed_over: list[InstanceStatus]) -> Enter:
-        known = list(workflows)
-        return lambda drive: session.recover_all(drive, known, passed_over)
 
     def _until(self, timeout: Duration | None) -> int | None:
         return None if timeout is None else self._room.clock.now_us() + duration_us(timeout, "timeout")
@@ -102,6 +113,8 @@ class CheckpointingRunner(_Base):
         lease: how long this runner's claims outlive its last sign of life, at least 1 s; a runner on the same machine
             sees a dead process at once and does not wait for it.
         poll: how often a waiting run looks for messages from other processes, at least 1 ms.
+        retention: which ended instances are kept; the others are removed about once a minute, in the background, in
+            small transactions, as long as this runner is open and has begun to work. Default: all.
         clock: a test's own clock; with :class:`stepwell.testing.VirtualClock` delays take no time.
 
     Raises:
@@ -195,17 +208,24 @@ class CheckpointingRunner(_Base):
         return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
 
     def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
-        """Continue every unfinished instance of these workflows that no live session holds.
+        """Continue every instance of these workflows that can go on and that no live session holds.
+
+        Those are the ones that a crash cut off, that were started by a client, whose time has come, or that got the
+        message they waited for. What still waits is left alone, however much that is; it moves to a changed graph when
+        it goes on.
 
         Args:
-            wait: stay until all of them have ended or are held; default: run what is runnable now.
+            wait: stay until none is left but held, paused and ended ones; default: run what is runnable now.
 
         Returns:
-            The status of each; one that cannot be read or belongs to a live session is reported as it stands.
+            How each of those stands now, and the paused and held ones; one that cannot be read is reported as it
+            stands. What only waited is left out: ``client.list(state="waiting")``.
         """
-        passed_over: list[InstanceStatus] = []
-        entered = self._work(self._recovering(workflows, passed_over), stay=wait)
-        return [*self._statuses(entered), *passed_over]
+        check_no_loop("CheckpointingRunner")
+        mailbox = Mailbox()
+        with Recovery(self._room, mailbox, workflows, stay=wait) as recovery:
+            run_sync(recovery, mailbox)
+        return recovery.statuses()
 
     def _work(self, enter: Enter, *, stay: bool) -> list[session.Entered]:
         check_no_loop("CheckpointingRunner")
@@ -301,9 +321,13 @@ class AsyncCheckpointingRunner(_Base):
 
     async def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """See :meth:`CheckpointingRunner.recover`."""
-        passed_over: list[InstanceStatus] = []
-        entered = await self._work(self._recovering(workflows, passed_over), stay=wait)
-        return [*self._statuses(entered), *passed_over]
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        mailbox = AsyncMailbox(loop)
+        with Recovery(self._room, mailbox, workflows, stay=wait, loop=loop) as recovery:
+            await run_async(recovery, mailbox)
+        return recovery.statuses()
 
     async def _work(self, enter: Enter, *, stay: bool) -> list[session.Entered]:
         import asyncio

@@ -176,8 +176,9 @@ class TaskContext:
         effect in the same database happens exactly once, whatever crashes.
 
         An attempt has one, in a plain ``def`` that runs in a thread or inline. Nobody else can write to the file
-        while it is open, which is 5 s at most (less with a short lease); sending signals from inside would wait for
-        itself.
+        while it is open, which is 5 s at most (less with a short lease), so whatever else would use the store in this
+        thread meanwhile, such as a signal or another run, is refused with UsageError. COMMIT and ROLLBACK are the
+        runner's; a task that ends the transaction itself, or leaves its connection in use, fails.
 
         Raises:
             UsageError: this store, runner or kind of task has no such transaction; the text says why.

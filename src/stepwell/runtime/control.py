@@ -18,7 +18,7 @@ from stepwell.backend.base import Backend, Change, Entry, Loaded, Message, Rest
 from stepwell.codec import type_name
 from stepwell.engine import events as e
 from stepwell.engine.frontier import Frontier, to_image
-from stepwell.errors import CodecError, EncodeError, InstanceNotFound, UsageError
+from stepwell.errors import CodecError, EncodeError, InstanceDamaged, InstanceNotFound, UsageError
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, check_instance_id, check_name
 
@@ -163,8 +163,11 @@ class Control:
         loaded = backend.load(instance_id)
         if loaded is None:
             raise InstanceNotFound(instance_id, "no such instance")
-        if loaded.header.state in ENDED and self._accepted(backend, loaded.header.instance, message):
-            return True  # it came before the end, and is sent again because its sender cannot know
+        if loaded.header.state in ENDED and message.message_id:
+            if self._accepted(backend, loaded.header.instance, message):
+                return True  # it came before the end, and is sent again because its sender cannot know
+            if not self._is_last(backend, loaded):
+                return False  # it was deleted or replaced in between, and what it had accepted is gone with it
         self._check_takes(instance_id, loaded.header.state, message.kind)
         plan = stored.stored_plan(self._room, loaded.header)
         state = frontier_of(plan, loaded)
@@ -172,6 +175,11 @@ class Control:
         if loaded.header.session:
             return backend.post(loaded.header.instance, message) in ("posted", "known")
         return self._advanced(backend, plan, state, loaded, message)
+
+    @staticmethod
+    def _is_last(backend: Backend, loaded: Loaded) -> bool:
+        header = backend.header(loaded.header.instance_id)
+        return header is not None and header.instance == loaded.header.instance
 
     @staticmethod
     def _check_takes(instance_id: str, state: str, kind: str) -> None:
@@ -210,7 +218,9 @@ class Control:
         if message.kind == "retry":
             left = [m for m in loaded.mail if m.kind == "signal"]
             change = self._change(plan, state, loaded, [message, *left], [m.id for m in loaded.mail], [])
-            return bool(change.entries) and backend.commit(None, [change])[0] in ("done", "mail")
+            if not change.entries:  # looking again would say the same for ever
+                raise InstanceDamaged(loaded.header.instance_id, "it is stored as ended, and its journal goes on")
+            return backend.commit(None, [change])[0] in ("done", "mail")
         if loaded.mail:
             backend.commit(None, [self._change(plan, state, loaded, loaded.mail, [m.id for m in loaded.mail], [])])
             return False

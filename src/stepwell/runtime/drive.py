@@ -14,12 +14,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from stepwell.backend.base import Change, Message, Rest
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
-from stepwell.errors import BackendError, Closed, InstanceConflict, InstanceDamaged, LeaseLost
+from stepwell.errors import InstanceConflict, InstanceDamaged, LeaseLost
 from stepwell.flow.plan import Key
 from stepwell.types import ENDED
 
@@ -52,6 +52,8 @@ Turns_: TypeAlias = Generator[Wait, Sequence[object], None]
 class Drive:
     """Works on instances until they end, or (``stay=False``) until nothing can move now."""
 
+    lets_go = False  # whether an instance is given back as soon as it is at rest, while others go on
+
     def __init__(self, room: Room, mailbox: AnyMailbox, *, stay: bool, loop: asyncio.AbstractEventLoop | None) -> None:
         self.room, self.mailbox, self.stay = room, mailbox, stay
         self._loop = loop
@@ -80,16 +82,18 @@ class Drive:
             self._replaced(before)  # a message says so too, but there is one place for an id
         self._lives[live.instance_id] = live
 
-    def begin(self, live: Live) -> None:
-        """Look over a joined instance: what may run, what waits for a time, what was cut off."""
+    def begin(self, live: Live, mail: Iterable[Message] = ()) -> None:
+        """Look over a joined instance: what may run, what waits for a time, what was cut off, what has been asked."""
         if not live.upcoming:  # a new one may say by itself what comes first
             self._survey(live)
-        if live.entries:
+        for message in mail:  # before anything starts: a holder that died had left it, and its sender relies on it
+            self._take_message(live, message)
+        if live.entries or live.taken:
             self._dirty[live.instance_id] = live
         else:
             self._release_unwritten(live)
 
-    def __enter__(self) -> Drive:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -102,7 +106,7 @@ class Drive:
         """Work until nothing is left to work on."""
         token = CURRENT.set(self._cell)
         try:
-            while self._lives:
+            while self._has_work():
                 if self._ready:
                     self._start_some()
                     self._flights.hand_over()
@@ -115,7 +119,7 @@ class Drive:
                 if self._timer_due():
                     self._fire()
                     continue
-                if self._ready or not self._lives:
+                if self._ready or self._refill():
                     continue
                 if not self.stay and not self._flights.count and not self._timer_due():
                     self._rest_all()
@@ -124,11 +128,18 @@ class Drive:
                     self._take_in(came)
                     self._read_mail()
                     if not came:
-                        self._look_for_replaced()
+                        self._look_around()
                     self._fire()
         finally:
             self.over = True
             CURRENT.reset(token)
+
+    def _has_work(self) -> bool:
+        return bool(self._lives)
+
+    def _refill(self) -> bool:
+        """Take up more, if there is more to be had. Returns whether to look again before waiting."""
+        return not self._lives
 
     def lives(self) -> list[Live]:
         """Return the instances that are worked on."""
@@ -138,7 +149,7 @@ class Drive:
         """Give instances back as they stand: what has ended is kept, what still runs is no longer waited for."""
         left = [live for live in lives if self._let_go(live, "the runner has stopped")]
         self._keep_ready(self._works_on)
-        self._give_back(left)
+        self.room.give_back(left)
 
     def _let_go(self, live: Live, why: str) -> bool:
         """Work on an instance no more, and tell its bodies to stop. Returns whether it was worked on."""
@@ -160,20 +171,6 @@ class Drive:
         kept = [(live, key) for live, key in self._ready if wanted(live)]
         self._ready.clear()
         self._ready.extend(kept)
-
-    def _give_back(self, left: Iterable[Live]) -> None:
-        """Store what is still unwritten, and release the claims."""
-        room, backend, held = self.room, self.room.backend, [live for live in left if live.instance]
-        if backend is None or not held:
-            return
-        try:
-            if changes := [live.change(live.rest(True) if live.ended else None) for live in held if live.entries]:
-                backend.commit(room.session(), changes)
-            with room.entering:  # another call of this runner may have taken it up since
-                free = [live.instance for live in held if not room.holds(live.instance_id, live.instance)]
-                backend.release(room.session(), free)
-        except (BackendError, LeaseLost, Closed):
-            return  # the claim ends with the session or its lease; the reason we are leaving matters more
 
     # --- starting ---
 
@@ -378,14 +375,15 @@ class Drive:
                 self._ready.append((live, key))
             live.upcoming.clear()
         state = live.state
-        if state.ended or ((state.held or state.paused) and not self._is_busy(live)):
+        at_rest = live.resting and self.lets_go
+        if state.ended or at_rest or ((state.held or state.paused) and not self._is_busy(live)):
             self._finish(live)
 
     def _release_unwritten(self, live: Live) -> None:
         """Go on with a run that was read and not changed; if it rests, no commit will give it back."""
         self._release(live)
         if not self._works_on(live):
-            self._give_back([live])
+            self.room.give_back([live])
 
     def _finish(self, live: Live) -> None:
         if self._let_go(live, "the instance has ended") and self.on_finish is not None:
@@ -434,7 +432,7 @@ class Drive:
         if live.upcoming or self._ready or self._running_here(live):
             return None
         live.resting = True
-        return live.rest(release=False)
+        return live.rest(release=self.lets_go)
 
     def _redo(self, live: Live) -> None:
         """Take up anew what others wrote or what got messages as it was given back; deciding again has no effect."""
@@ -470,14 +468,14 @@ class Drive:
         """One instance cannot be worked on any more; the others are not affected."""
         live.lost, live.entries = error, []
         self._finish(live)
-        self._give_back([live])
+        self.room.give_back([live])
 
     def _is_replaced(self, live: Live) -> bool:
         assert self.room.backend is not None
         header = self.room.backend.header(live.instance_id)
         return header is None or header.instance != live.instance
 
-    def _look_for_replaced(self) -> None:
+    def _look_around(self) -> None:
         """What waits does not commit, so it would not notice; each look costs a read, so they are few at a time."""
         looks, self._unsure = self._unsure[:LOOKS], self._unsure[LOOKS:]
         for live in looks:
@@ -497,7 +495,7 @@ class Drive:
         left = self.lives()
         for live in left:
             self._finish(live)
-        self._give_back(left)
+        self.room.give_back(left)
 
     def _write_rests(self) -> None:
         """Store where idle instances stand, once, so that others see it and a crash costs nothing."""
@@ -512,14 +510,17 @@ class Drive:
     def _wait(self) -> Wait | None:
         """Return what to wait for, or ``None`` if there is something to do already."""
         self._write_rests()
-        if self._ready or not self._lives:
+        if self._ready or not (self._lives or self.lets_go):
             return None
-        until = self._timers.next_us()
+        until = self._next_us()
         if until is not None and until <= self.room.clock.now_us():
             self._fire()
             return None
         poll_us = self.room.poll_us if self.room.backend is not None else None
         return Wait(until, self._flights.count > 0, poll_us, self.mailbox.put)
+
+    def _next_us(self) -> int | None:
+        return self._timers.next_us()
 
     def _timer_due(self) -> bool:
         return self._timers.due(self.room.clock.now_us)
@@ -572,8 +573,7 @@ class Drive:
         if message.id in live.taken:
             return
         live.taken = [*live.taken, message.id]
-        if not self._deliver(live, message):
-            live.resting = False
+        live.resting = self._deliver(live, message) and live.resting
         self._dirty[live.instance_id] = live
 
     # --- cursors ---

@@ -199,11 +199,15 @@ def perform(job: Job, cell: Cell) -> Outcome:
         if job.transacting is not None:
             job.transacting.undo(error)
         return failed(job, error)
+    except BaseException:
+        if job.transacting is not None:
+            job.transacting.roll_back()
+        raise
     finally:
         cell.attempt = None
         if began:
             job.took_us = (_clock_ns() - began) // 1_000
-    return keep(job, value) if job.transacting is None else job.transacting.settle(keep(job, value))
+    return keep(job, value) if job.transacting is None else job.transacting.settle(value)
 
 
 async def perform_async(job: Job) -> Outcome:

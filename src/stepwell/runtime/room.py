@@ -7,17 +7,18 @@ import os
 import random
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from stepwell.codec import Codec, JsonCodec
-from stepwell.errors import AlreadyRunning, Closed, LeaseLost, OptionError, UsageError
+from stepwell.errors import AlreadyRunning, BackendError, Closed, LeaseLost, OptionError, UsageError
 from stepwell.flow.plan import Plan
 
 from .arrivals import Replaced
 from .clock import AnyMailbox, Clock, SystemClock
 from .hands import Deliver, LoopThread, Threads
 from .invoke import Job, Prepared
+from .upkeep import Purger, Retention
 
 if TYPE_CHECKING:
     from stepwell.backend.base import Backend, Session
@@ -33,6 +34,7 @@ T = TypeVar("T")
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
 THREADS_MAX: Final = 4_096
+PURGE_PAUSE_S: Final = 0.005  # between two transactions of a purge, so that others get their turn
 PLANS_MAX: Final = 256  # definitions a runner remembers at a time; others are read or composed again
 
 
@@ -42,6 +44,7 @@ class Room:
     Args:
         backend: where runs rest; ``None``: nowhere, values are passed as objects unless ``stored``.
         stored: send every value through the codec, as a backend would.
+        retention: what of the ended instances is kept; the thread that keeps the lease removes the others.
         hands: ``False``: workflows are started and described here, and never run, so no dependency is needed.
     """
 
@@ -57,6 +60,7 @@ class Room:
         lease_us: int = 30_000_000,
         poll_us: int = 50_000,
         hands: bool = True,
+        retention: Retention | None = None,
     ) -> None:
         self.backend, self.hands = backend, hands
         self.check_laws = _law_check()
@@ -75,14 +79,16 @@ class Room:
         self.entering = threading.RLock()  # between a claim in the store and the entry here nobody else may look
         self._lock = threading.RLock()
         self._prepared: dict[int, tuple[object, Prepared]] = {}
-        self._plans: dict[tuple[str, str], Plan] = {}
+        self._plans: dict[tuple[str, str], tuple[bytes, Plan]] = {}
         self._working: dict[str, tuple[AnyMailbox, Live]] = {}
+        self._watching: list[AnyMailbox] = []
         self._closed = False
         self._threads: Threads | None = None
         self._loop_thread: LoopThread | None = None
         self._processes: Processes | None = None
         self._pid = os.getpid()
         self._renewer: _Renewer | None = None
+        self._purger = Purger(backend, self.clock, retention) if backend is not None and retention is not None else None
 
     # --- workflows ---
 
@@ -106,10 +112,11 @@ class Room:
                 self._prepared[id(runnable)] = runnable, prepared
             else:
                 prepared = known[1]
-            if register and self.backend is not None and not prepared.definition:
-                plan = prepared.plan
-                prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
-            return prepared
+        if register and self.backend is not None and not prepared.definition:
+            # Without the lock: the store may be locked by a transaction whose task needs this room.
+            plan = prepared.plan
+            prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
+        return prepared
 
     def workflow_of(self, plan: Plan) -> AnyWorkflow | None:
         """Return the workflow with this very plan if this runner knows its code."""
@@ -124,13 +131,16 @@ class Room:
         return f"{self._random.getrandbits(80):020x}"
 
     def stored_plan(self, name: str, fingerprint: str) -> Plan | None:
-        """Return a definition's plan as the store has it; a plan never changes, so it is read once."""
+        """Return a definition's plan as the store has it now: its numbers may have been tuned, so it is compared."""
         assert self.backend is not None
-        plan = self._plans.get((name, fingerprint))
-        if plan is None and (stored := self.backend.plan(fingerprint, name)) is not None:
-            if len(self._plans) >= PLANS_MAX:
-                self._plans.clear()
-            plan = self._plans[(name, fingerprint)] = Plan.from_bytes(stored)
+        stored = self.backend.plan(fingerprint, name)
+        known = self._plans.get((name, fingerprint))
+        if stored is None or (known is not None and known[0] == stored):
+            return None if stored is None or known is None else known[1]
+        if len(self._plans) >= PLANS_MAX:
+            self._plans.clear()
+        plan = Plan.from_bytes(stored)
+        self._plans[(name, fingerprint)] = stored, plan
         return plan
 
     # --- who works on what ---
@@ -159,23 +169,48 @@ class Room:
                 del self._working[live.instance_id]
 
     def holds(self, instance_id: str, instance: int) -> bool:
-        """Say whether a drive of this runner works on this very run."""
-        with self._lock:
-            live = self._works_on(instance_id)
-            return live is not None and live.instance == instance
+        """Say whether a drive of this runner works on this very run. Waits for nobody."""
+        live = self._works_on(instance_id)
+        return live is not None and live.instance == instance
 
     def _works_on(self, instance_id: str) -> Live | None:
         working = self._working.get(instance_id)
         return working[1] if working is not None else None
 
+    def give_back(self, left: Iterable[Live]) -> None:
+        """Store what is still unwritten of instances that were let go, and release their claims."""
+        backend, held = self.backend, [live for live in left if live.instance]
+        if backend is None or not held:
+            return
+        try:
+            if changes := [live.change(live.rest(True) if live.ended else None) for live in held if live.entries]:
+                backend.commit(self.session(), changes)
+            with self.entering:  # another call of this runner may have taken it up since
+                free = [live.instance for live in held if not self.holds(live.instance_id, live.instance)]
+                backend.release(self.session(), free)
+        except (BackendError, LeaseLost, Closed):
+            return  # the claim ends with the session or its lease; the reason we are leaving matters more
+
     def wake(self, instance_id: str, item: object) -> bool:
         """Put something into the mailbox of the drive that works on an instance, if one does."""
         with self._lock:
             working = self._working.get(instance_id)
+            watching = self._watching if working is None else []
+            for mailbox in watching:  # it may be due now
+                mailbox.put(None)
         if working is None:
             return False
         working[0].put(item)
         return True
+
+    def watch(self, mailbox: AnyMailbox) -> None:
+        """Let a drive that takes up what is due hear of messages for instances that nobody works on here."""
+        with self._lock:
+            self._watching.append(mailbox)
+
+    def unwatch(self, mailbox: AnyMailbox) -> None:
+        with self._lock:
+            self._watching.remove(mailbox)
 
     def running_plan(self, instance_id: str) -> Plan | None:
         """Return the plan of an instance that a drive of this runner works on."""
@@ -196,7 +231,8 @@ class Room:
             if self._renewer is None or self._renewer.lost:
                 from stepwell.backend.liveness import this_process
 
-                self._renewer = _Renewer(self.backend, self.backend.open_session(this_process(), self.lease_us))
+                session = self.backend.open_session(this_process(), self.lease_us)
+                self._renewer = _Renewer(self.backend, session, self._purger)
             return self._renewer.session
 
     def fenced(self, method: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -260,7 +296,7 @@ class Room:
             if self._closed:
                 return
             self._closed = True
-            for mailbox, _ in self._working.values():
+            for mailbox in [*(mailbox for mailbox, _ in self._working.values()), *self._watching]:
                 mailbox.put(None)  # whoever waits in another thread sees that it is closed
         try:  # without the lock: a body that is waited for may need it
             if self._renewer is not None and self.backend is not None:
@@ -301,9 +337,9 @@ def _law_check() -> Callable[[Plan, Frontier], object] | None:
 class _Renewer:
     """A small thread that keeps the lease while bodies run in the caller's thread; one write whatever is held."""
 
-    def __init__(self, backend: Backend, session: Session) -> None:
+    def __init__(self, backend: Backend, session: Session, purger: Purger | None) -> None:
         self.lost = False
-        self._backend, self.session = backend, session
+        self._backend, self.session, self._purger = backend, session, purger
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="stepwell-lease", daemon=True)
         self._thread.start()
@@ -323,3 +359,5 @@ class _Renewer:
                 return
             except Exception as error:  # noqa: BLE001  # the lease is long: try again at the next beat
                 _LOG.warning("the lease could not be renewed: %s", error)
+            if self._purger is not None:  # well within the lease
+                self._purger.beat(self.session.lease_us / 6e6, lambda: self._ending.wait(PURGE_PAUSE_S))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -16,7 +16,6 @@ from stepwell.errors import (
     AlreadyRunning,
     DecodeError,
     InstanceConflict,
-    InstanceDamaged,
     InstanceNotFound,
 )
 from stepwell.types import ENDED, RESTING, check_instance_id
@@ -24,7 +23,8 @@ from stepwell.types import ENDED, RESTING, check_instance_id
 from . import moving
 from .ending import Ending, InstanceStatus, status_of
 from .live import Live, frontier_of
-from .stored import load, stored_plan, unfinished
+from .requests import event_of, value_of
+from .stored import load, stored_plan
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
@@ -90,10 +90,10 @@ def _take_up(drive: Drive, live: Live, judge: Judge) -> Entered:
     try:
         loaded, action = _claim(room, live, judge)
         if action == "restart":
-            reopen(room, _moved(room, live, loaded))
+            reopen(room, moved(room, live, loaded))
             loaded, _ = _claim(room, live, judge)
         if live.instance:
-            loaded = _moved(room, live, loaded)
+            loaded = moved(room, live, loaded)
         elif loaded.header.state not in ENDED:
             raise AlreadyRunning(
                 instance_id, f"{loaded.header.held_by} works on it; it can be resumed here once that has ended"
@@ -102,7 +102,7 @@ def _take_up(drive: Drive, live: Live, judge: Judge) -> Entered:
             drive.abandon([live])
             return Entered(prepared, None, loaded)
         live.restore(loaded)
-        drive.begin(live)
+        drive.begin(live, loaded.mail)
     except BaseException:
         drive.abandon([live])
         raise
@@ -122,8 +122,11 @@ def _claim(room: Room, live: Live, judge: Judge) -> tuple[Loaded, Action]:
     return loaded, action
 
 
-def _moved(room: Room, live: Live, loaded: Loaded) -> Loaded:
-    """Bring an instance to the present graph if it is of another one, or hold it; return it as it stands then."""
+def moved(room: Room, live: Live, loaded: Loaded) -> Loaded:
+    """Bring an instance to the present graph if it is of another one, or hold it; return it as it stands then.
+
+    Raises AlreadyRunning if another run has taken its place meanwhile.
+    """
     session = room.session() if live.instance else None
     if not moving.fits(live.prepared, loaded.header):
         moving.settle(room, loaded, live.prepared, session)
@@ -131,7 +134,10 @@ def _moved(room: Room, live: Live, loaded: Loaded) -> Loaded:
         moving.lift(room, loaded, live.prepared, session)
     else:
         return loaded
-    return load(room, live.instance_id)
+    loaded = load(room, live.instance_id)
+    if live.instance not in (0, loaded.header.instance):
+        raise AlreadyRunning(live.instance_id, "another run has just taken its place; call again to go on with that")
+    return loaded
 
 
 def reopen(room: Room, loaded: Loaded) -> None:
@@ -141,23 +147,12 @@ def reopen(room: Room, loaded: Loaded) -> None:
     state = frontier_of(plan, loaded)
     if not (entries := Live.rows(plan, state, [e.RetryAsked()], now)):
         return
+    for message in loaded.mail:  # as with a retry: what it left unread is past, but for signals
+        if message.kind == "signal":
+            entries += Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
     rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, 0)
-    room.backend.commit(None, [Change(loaded.header.instance, loaded.header.seq, entries, (), rest)])
-
-
-def recover_all(drive: Drive, runnables: Iterable[object], passed_over: list[InstanceStatus]) -> list[Entered]:
-    """Take up every unfinished instance of these workflows; what cannot be taken up is added to ``passed_over``."""
-    entered: list[Entered] = []
-    for runnable in runnables:
-        prepared = drive.room.prepare(runnable)
-        for header in unfinished(drive.room, prepared.workflow.name):
-            try:
-                entered.append(resume(drive, prepared, header.instance_id))
-            except InstanceNotFound:
-                continue  # it has ended and was deleted since
-            except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:
-                passed_over.append(status_of(header, str(error)))
-    return entered
+    taken = [message.id for message in loaded.mail]
+    room.backend.commit(None, [Change(loaded.header.instance, loaded.header.seq, entries, taken, rest)])
 
 
 # --- reading ends ----------------------------------------------------------------------------------------

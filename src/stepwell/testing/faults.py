@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final, Literal, NoReturn, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from stepwell.backend.base import (
     Backend,
@@ -148,6 +148,9 @@ class FaultyBackend:
     def claim_due(self, session: Session, definitions: Sequence[int], now_us: int, limit: int) -> Sequence[Loaded]:
         return self._call("claim_due", lambda: self.inner.claim_due(session, definitions, now_us, limit))
 
+    def next_due(self, workflow: str) -> Mapping[int, int | None]:
+        return self._call("next_due", lambda: self.inner.next_due(workflow))
+
     def release(self, session: Session, instances: Sequence[int]) -> None:
         return self._call("release", lambda: self.inner.release(session, instances))
 
@@ -189,6 +192,16 @@ class FaultyBackend:
 
     def within(self, connection: object) -> Joined:
         return self._call("within", lambda: self.inner.within(connection))
+
+    def connect(self) -> object:
+        """Return a connection of the user's, from an ``inner`` that has them; no fault strikes here."""
+        inner: Any = self.inner
+        return inner.connect()
+
+    def keep_apart(self, thread: int, *, apart: bool) -> None:
+        """Tell an ``inner`` that has transactions; no fault strikes here."""
+        inner: Any = self.inner
+        inner.keep_apart(thread, apart=apart)
 
     def hint(self) -> int:
         return self._call("hint", self.inner.hint)

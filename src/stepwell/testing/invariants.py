@@ -81,7 +81,7 @@ def check_store(
     Args:
         now_us: wall clock, for what is due; by default this machine's.
         policies: hold runs to the limits of the stored plans (attempts, turns of loops, delivery). These are the limits
-            of the first time that a graph was seen: pass False if they were tuned since, which makes no new graph.
+            of the code that a graph was seen with last: pass False if they were tuned, which makes no new graph.
         instances_max: how many instances to check; the others are counted as left out.
         laws_work: how many rows of plans to look at for the engine's laws after each entry, which is nearly all that a
             check costs; beyond that they are checked at the end of each journal only.

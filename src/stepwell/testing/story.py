@@ -434,6 +434,8 @@ class Story:
     def _run_moved(self, fact: f.RunMoved) -> None:
         """Another era begins: all that is remembered by row is renumbered."""
         self._hold("S6", fact.source == self.plan.fingerprint, "it moves from a graph that it was not under")
+        if self.state.held is not None and self.state.held.reason == "changed":
+            self.held_at = 0
         rows = {old + i: new + i for old, new, count in fact.rows for i in range(count)}
         self.outcomes, self.ways = _renumbered(self.outcomes, rows), _renumbered(self.ways, rows)
         self.ways = {key: rows[case] for key, case in self.ways.items() if case in rows}

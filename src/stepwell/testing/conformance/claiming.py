@@ -118,6 +118,17 @@ class Claiming(Examiner):
         assert ids(backend.claim_due(ann, [work], T0, 0)) == []
         assert ids(backend.claim_due(ann, [work, work], T0, 9)) == ["a"]
 
+    def test_the_next_due_time_is_told_by_definition(self, backend: Backend) -> None:
+        """Of each of a workflow's own the earliest; what is held or waits for a message only does not count."""
+        for name, due_us in (("late", 30), ("early", 20), ("parked", None)):
+            create(backend, None, replace(creation(backend, name, workflow="one"), due_us=due_us))
+        create(backend, None, replace(creation(backend, "else", workflow="two"), due_us=10))
+        work, newer = definition_of(backend, "one"), backend.register("one", "newer", b"newer plan of one")
+        assert backend.next_due("one") == {work: 20, newer: None}
+        assert ids(backend.claim_due(session_of(backend), [work], 20, 9)) == ["early"]
+        assert backend.next_due("one") == {work: 30, newer: None}
+        assert backend.next_due("nobody's") == {}
+
     def test_threads_share_what_is_due(self, backend: Backend) -> None:
         """Each instance goes to one of the sessions that claim at once."""
         total = THREADS * EACH

@@ -68,9 +68,9 @@ class Reading(Examiner):
         assert pages == [entries(1, 2), entries(3, 2), entries(5), []]
 
     def test_a_plan_is_stored_once(self, backend: Backend) -> None:
-        """The first registration of a name and fingerprint counts; others get numbers of their own."""
-        first = backend.register("w", "f", b"plan")
-        assert backend.register("w", "f", b"other plan") == first
+        """The last registration of a name and fingerprint counts, under its first number; others get their own."""
+        first = backend.register("w", "f", b"other plan")
+        assert backend.register("w", "f", b"plan") == first
         assert len({first, backend.register("w", "g", b"g"), backend.register("v", "f", b"v")}) == 3
         assert (backend.plan("f", "w"), backend.plan("g", "w"), backend.plan("f", "v")) == (b"plan", b"g", b"v")
 

@@ -30,12 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    yield
     stores = item.config.stash[_STORES]
-    if item.get_closest_marker("broken_store") or not item.nodeid.startswith(WATCHED):
+    unwatched = item.get_closest_marker("broken_store") or not item.nodeid.startswith(WATCHED)
+    if unwatched:  # now already: with the last test the session ends, and looks at what is left
         stores.forget(getattr(item, "funcargs", {}).get("tmp_path"))
+    yield
+    if unwatched:
+        stores.forget(None)
         return
-    # random graphs of one store may differ in nothing but their limits, and the store keeps the first one's
+    # random graphs of one store may differ in nothing but their limits, and the store has those of the last one
     report = stores.check(policies=not item.nodeid.startswith("tests/differential"))
     assert report.ok, f"the test left a store that breaks a promise\n{report}"
 

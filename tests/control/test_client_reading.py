@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -28,6 +28,7 @@ from stepwell import (
 from stepwell.errors import StepNotFinished
 from stepwell.runtime import explaining as why
 from stepwell.runtime.client import WorkflowClient
+from stepwell.runtime.ending import InstanceStatus
 
 from .client_worlds import ID, STATES, World
 
@@ -447,3 +448,13 @@ def test_a_closed_client_says_so(world: World) -> None:
     world.client.close()
     with pytest.raises(StepwellError, match="this client is closed"):
         world.client.status(ID)
+
+
+def test_a_status_prints_as_one_line() -> None:
+    """What people want to know of it, and nothing that they would have to look up."""
+    made = datetime(2030, 1, 1, tzinfo=UTC)
+    status = InstanceStatus("a", 1, "shop", "waiting", made, made, None, made, ("cancel",), "host:7", "see below")
+    assert str(status) == (
+        "shop a: waiting until 2030-01-01 00:00:00 UTC, in the hands of host:7; pending: cancel; see below"
+    )
+    assert str(replace(status, state="completed", due=None, pending=(), held_by="", detail="")) == "shop a: completed"

@@ -52,6 +52,8 @@ class InstanceStatus:
         >>> status = client.status("order-42")  # doctest: +SKIP
         >>> status.state, status.detail  # doctest: +SKIP
         ('paused', 'it is paused by ann: stock-taking; client.resume() lets it go on')
+        >>> print(status)  # doctest: +SKIP
+        checkout order-42: paused; it is paused by ann: stock-taking; client.resume() lets it go on
     """
 
     instance_id: str
@@ -73,6 +75,13 @@ class InstanceStatus:
     def finished(self) -> bool:
         """Whether it has ended: completed, failed or cancelled."""
         return self.ended is not None
+
+    def __str__(self) -> str:
+        due = f" until {self.due:%Y-%m-%d %H:%M:%S} UTC" if self.due is not None and self.state == "waiting" else ""
+        held = f", in the hands of {self.held_by}" if self.held_by else ""
+        pending = f"; pending: {', '.join(self.pending)}" if self.pending else ""
+        detail = f"; {self.detail}" if self.detail else ""
+        return f"{self.workflow} {self.instance_id}: {self.state}{due}{held}{pending}{detail}"
 
 
 def status_of(header: Header, detail: str = "", mail: Sequence[Message] = ()) -> InstanceStatus:

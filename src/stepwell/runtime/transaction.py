@@ -8,7 +8,7 @@ lock. The drive hears that the outcome is stored and reads the instance anew, as
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from stepwell.backend.base import Change, Entry, Header, Loaded, Rest
 from stepwell.engine import events as e
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import apsw
+
+    from stepwell.backend.sqlite_connection import Connection
 
 LIMIT_US: Final = 5_000_000  # nobody else can write to the file meanwhile
 IMAGE_AFTER: Final = 64  # entries; with more to read, the next such step would pay for all of them again
@@ -68,7 +70,7 @@ class Transaction:
         connection: apsw.Connection = self._backend.connect()
         self._connection = connection
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            _execute(connection, "BEGIN IMMEDIATE")
         except Exception as error:
             raise BackendUnavailable(f"the transaction of {self._job.path} could not begin: {error}") from error
         self._backend.within(connection).header(self._job.facts.instance_id)  # refuses what could not be committed
@@ -104,7 +106,7 @@ class Transaction:
                 return failed(job, self._timeout())
             if connection is None or outcome.error is not None:
                 return outcome
-            if misuse := self._misuse(connection, outcome):
+            if misuse := self._commit_with(connection, outcome):
                 return failed(job, misuse)
             outcome.stored = True  # or the step awaits it no longer; the journal says which
             return outcome
@@ -118,8 +120,8 @@ class Transaction:
             if connection is not None:
                 _close(connection)
 
-    def _misuse(self, connection: apsw.Connection, outcome: Outcome) -> UsageError | None:
-        """Commit, or say what the task has done to the connection that makes it impossible."""
+    def _commit_with(self, connection: apsw.Connection, outcome: Outcome) -> UsageError | None:
+        """Commit rows and outcome, or say what the task has done to the connection that makes it impossible."""
         import apsw
 
         path = self._job.path
@@ -146,7 +148,7 @@ class Transaction:
 
     def _commit(self, connection: apsw.Connection) -> None:
         try:
-            connection.execute("COMMIT")
+            _execute(connection, "COMMIT")
         except Exception as error:
             raise BackendUnavailable(f"the transaction of {self._job.path} could not be committed: {error}") from error
 
@@ -206,6 +208,10 @@ class Transaction:
             "else can write to the database meanwhile; do slow work before it is opened",
             path,
         )
+
+
+def _execute(connection: apsw.Connection, statement: str) -> None:
+    cast("Connection", connection).execute(statement)
 
 
 def _close(connection: apsw.Connection) -> None:

@@ -103,10 +103,9 @@ class Store:
             check_creation(creation)
         with self._write as db:
             name = self._live_name(db, session) if session is not None else ""
+            pending = _Pending({number: self._definition(db, number) for number in {c.definition for c in creations}})
             for creation in creations:
-                self._definition(db, creation.definition)
                 self._check_rest(db, creation.replacing)
-            pending = _Pending()
             holder = (session.id, name) if session is not None else (0, "")
             answers: list[Created | Header | Literal["conflict"]] = [
                 self._create(db, creation, holder, pending) for creation in creations
@@ -164,7 +163,7 @@ class Store:
             db.executemany(sql.NEW_LABEL, label_rows(number, creation.labels))
         if creation.messages or creation.message_ids:
             self._restore_inbox(db, number, creation)
-        workflow, fingerprint = self._definition(db, creation.definition)
+        workflow, fingerprint = pending.definitions[creation.definition]
         return Header(
             instance=number,
             instance_id=creation.instance_id,
@@ -347,9 +346,13 @@ class Store:
 
 
 class _Pending:
-    """Rows of new instances that are written together, at the end of a batch or before one of them is read."""
+    """Rows of new instances that are written together, at the end of a batch or before one of them is read.
 
-    def __init__(self) -> None:
+    ``definitions`` are the names and fingerprints of their graphs, looked up once for the batch.
+    """
+
+    def __init__(self, definitions: Mapping[int, tuple[str, str]]) -> None:
+        self.definitions = definitions
         self.journal: list[Row] = []
         self.agenda: list[Row] = []
 

@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from stepwell import SqliteBackend, StepwellError
+from stepwell import InstanceStatus, SqliteBackend, StepwellError
 from stepwell.runtime.client import WorkflowClient
 from stepwell.testing import VirtualClock
 from stepwell.types import Complete, Fail, Rerun
@@ -30,6 +30,8 @@ def shown(answer: Any) -> Any:
         return answer.hex()
     if isinstance(answer, list):
         return [shown(item) for item in answer]
+    if isinstance(answer, InstanceStatus):
+        return repr(answer)
     return answer if isinstance(answer, int | str | float | None) else str(answer)
 
 

@@ -27,6 +27,11 @@ from stepwell.runtime import transaction
 INSERT = "INSERT INTO entry VALUES ('in', 1)"
 
 
+@task
+def plus(x: int) -> int:
+    return x + 1
+
+
 @pytest.fixture
 def backend(tmp_path: Path) -> Iterator[SqliteBackend]:
     with SqliteBackend(tmp_path / "bank.db", durability="fast", busy_timeout="2s") as store:
@@ -270,3 +275,40 @@ def test_a_late_body_does_not_take_back_what_was_given_back(tmp_path: Path, back
 
     asyncio.run(run())
     assert booked(backend) == 1
+
+
+@pytest.mark.broken_store
+def test_a_row_that_is_queued_under_another_workflow_stops_only_itself(tmp_path: Path) -> None:
+    """recover raised KeyError for it, and went on with none of the others."""
+    with SqliteBackend(tmp_path / "runs.db") as store, CheckpointingRunner(store) as runner:
+        runner.client.start(Flow("stray").then(plus).build(), 1, instance_id="stray")
+        mine = Flow("mine").then(plus).build()
+        runner.client.start(mine, 1, instance_id="mine")
+        connection = store.connect()
+        connection.execute("UPDATE agenda SET definition = (SELECT id FROM definition WHERE name = 'mine')")
+        connection.close()
+        found = {status.instance_id: status for status in runner.recover([mine])}
+        assert found["mine"].state == "completed"
+        assert "another workflow" in found["stray"].detail
+
+
+def test_a_workflow_is_registered_without_holding_up_the_runner(tmp_path: Path) -> None:
+    """A task whose transaction kept the file locked waited for the lock that the registering thread held."""
+    with SqliteBackend(tmp_path / "runs.db") as store, CheckpointingRunner(store) as runner:
+        free: list[bool] = []
+        register = store.register
+
+        def look() -> None:
+            if runner._room._lock.acquire(timeout=5):
+                runner._room._lock.release()
+                free.append(True)
+
+        def watched(name: str, fingerprint: str, plan: bytes) -> int:
+            other = threading.Thread(target=look)
+            other.start()
+            other.join()
+            return register(name, fingerprint, plan)
+
+        store.register = watched  # type: ignore[method-assign]
+        assert runner.run(Flow("new").then(plus).build(), 1) == 2
+    assert free == [True]

@@ -211,15 +211,15 @@ class CheckpointingRunner(_Base):
         """Continue every instance of these workflows that can go on and that no live session holds.
 
         Those are the ones that a crash cut off, that were started by a client, whose time has come, or that got the
-        message they waited for. What still waits is left alone, however much that is; it moves to a changed graph when
-        it goes on.
+        message they waited for. What only waits is left alone, however much that is, unless its graph has changed: then
+        it is moved to the present one or held.
 
         Args:
             wait: stay until none is left but held, paused and ended ones; default: run what is runnable now.
 
         Returns:
             How each of those stands now, and the paused and held ones; one that cannot be read is reported as it
-            stands. What only waited is left out: ``client.list(state="waiting")``.
+            stands. What was left alone is left out: ``client.list(state="waiting")``.
         """
         check_no_loop("CheckpointingRunner")
         mailbox = Mailbox()

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from stepwell.backend.base import Backend, Change, Entry, Loaded, Message, Rest
+from stepwell.backend.base import Backend, Change, Loaded, Message
 from stepwell.codec import type_name
-from stepwell.engine import events as e
-from stepwell.engine.frontier import Frontier, to_image
+from stepwell.engine.frontier import Frontier
 from stepwell.errors import CodecError, EncodeError, InstanceDamaged, InstanceNotFound, UsageError
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, check_instance_id, check_name
@@ -25,8 +24,9 @@ from stepwell.types import ENDED, check_instance_id, check_name
 from . import session, stored
 from .arrivals import News, Posted
 from .ending import InstanceStatus, hold_text
-from .live import Live, frontier_of
-from .requests import event_of, refusal, request, value_of
+from .live import frontier_of
+from .outside import left_at_rest, taken_in
+from .requests import refusal, request
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
@@ -213,11 +213,10 @@ class Control:
         """Advance an instance that nobody holds. Returns False if it has to be looked at again.
 
         That is so if somebody else wrote first, or if a holder that is gone has left messages: those come first. Only
-        a retry comes before them; of what an ended run has left unread the signals count, its requests are past.
+        a retry comes before them.
         """
         if message.kind == "retry":
-            left = [m for m in loaded.mail if m.kind == "signal"]
-            change = self._change(plan, state, loaded, [message, *left], [m.id for m in loaded.mail], [])
+            change = session.reopening(plan, state, loaded, message, self._room.clock.now_us())
             if not change.entries:  # looking again would say the same for ever
                 raise InstanceDamaged(loaded.header.instance_id, "it is stored as ended, and its journal goes on")
             return backend.commit(None, [change])[0] in ("done", "mail")
@@ -246,13 +245,8 @@ class Control:
         ids: Sequence[str],
     ) -> Change:
         """Decide what messages lead to in an instance that nobody holds, where nothing runs."""
-        now, entries = self._room.clock.now_us(), list[Entry]()
-        for message in messages:
-            entries += Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
-        closing = tuple(k for k, s in state.steps.items() if s.phase == "closing")
-        entries += Live.rows(plan, state, [e.Settled(closing)] if closing else [], now)
-        rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, state.result)
-        return Change(loaded.header.instance, loaded.header.seq, entries, taken, rest, ids)
+        now = self._room.clock.now_us()
+        return left_at_rest(loaded, state, taken_in(plan, state, messages, now), now, taken=taken, ids=ids)
 
 
 def same_name(plan: Plan, workflow: AnyWorkflow) -> AnyWorkflow:

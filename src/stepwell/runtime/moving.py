@@ -32,7 +32,7 @@ from stepwell.types import ENDED, State
 
 from . import stored
 from .live import Live, frontier_of
-from .requests import event_of, value_of
+from .outside import taken_in
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
@@ -124,7 +124,7 @@ def decide(room: Room, loaded: Loaded, plan: Plan) -> Decided:
     old, header = stored.stored_plan(room, loaded.header), loaded.header
     state = frontier_of(old, loaded)
     mail = () if state.ended else loaded.mail
-    rows = [] if state.ended else _taken_in(room, old, state, loaded)
+    rows = [] if state.ended else taken_in(old, state, loaded.mail, room.clock.now_us())
     taken = [message.id for message in mail]
     if state.ended and header.state not in ENDED:
         return Decided(state, rows, taken, moves=False, obstacle=None)
@@ -143,15 +143,6 @@ def decide(room: Room, loaded: Loaded, plan: Plan) -> Decided:
 def _hold(obstacle: Obstacle) -> e.HoldAsked:
     """Hold the run itself: a hold of the step would say that the step is to be decided about."""
     return e.HoldAsked(CHANGED, obstacle.reason)
-
-
-def _taken_in(room: Room, plan: Plan, state: Frontier, loaded: Loaded) -> list[Entry]:
-    """Let the old graph's messages and closing steps have their effect, and return the rows for that."""
-    now, rows = room.clock.now_us(), list[Entry]()
-    for message in loaded.mail:
-        rows += Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
-    closing = tuple(key for key, step in state.steps.items() if step.phase == "closing")
-    return rows + Live.rows(plan, state, [e.Settled(closing)] if closing else [], now)
 
 
 def _history(room: Room, header: Header) -> Iterator[Sequence[f.Fact]]:

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
-from stepwell.backend.base import Change, Header, Loaded, Rest
+from stepwell.backend.base import Change, Header, Loaded, Message
 from stepwell.codec import type_name
-from stepwell.engine import events as e
-from stepwell.engine.frontier import to_image
+from stepwell.engine.frontier import Frontier
 from stepwell.errors import (
     AlreadyRunning,
     DecodeError,
     InstanceConflict,
     InstanceNotFound,
 )
+from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, RESTING, check_instance_id
 
 from . import moving
 from .ending import Ending, InstanceStatus, status_of
 from .live import Live, frontier_of
-from .requests import event_of, value_of
+from .outside import left_at_rest, taken_in
+from .requests import request
 from .stored import load, stored_plan
 
 if TYPE_CHECKING:
@@ -145,14 +146,17 @@ def reopen(room: Room, loaded: Loaded) -> None:
     assert room.backend is not None
     plan, now = stored_plan(room, loaded.header), room.clock.now_us()
     state = frontier_of(plan, loaded)
-    if not (entries := Live.rows(plan, state, [e.RetryAsked()], now)):
-        return
-    for message in loaded.mail:  # as with a retry: what it left unread is past, but for signals
-        if message.kind == "signal":
-            entries += Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
-    rest = Rest(state.status(now), to_image(state), state.next_due_us(), True, 0)
-    taken = [message.id for message in loaded.mail]
-    room.backend.commit(None, [Change(loaded.header.instance, loaded.header.seq, entries, taken, rest)])
+    change = reopening(plan, state, loaded, request("retry", "", "", now), now)
+    if change.entries:
+        room.backend.commit(None, [change])
+
+
+def reopening(plan: Plan, state: Frontier, loaded: Loaded, retry: Message, now: int) -> Change:
+    """Return what a retry of an ended run writes: of what it left unread the signals count, its requests are past."""
+    signals = [message for message in loaded.mail if message.kind == "signal"]
+    rows = taken_in(plan, state, [retry], now)
+    rows += taken_in(plan, state, signals, now) if rows else []
+    return left_at_rest(loaded, state, rows, now, taken=[message.id for message in loaded.mail])
 
 
 # --- reading ends ----------------------------------------------------------------------------------------

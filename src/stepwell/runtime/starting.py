@@ -27,6 +27,7 @@ from stepwell.errors import (
 from stepwell.types import ENDED, ConflictPolicy, check_instance_id
 
 from .live import Live, frontier_of
+from .outside import left_at_rest, settled
 from .session import Action, Entered, reopen, resume
 from .stored import stored_plan
 
@@ -180,10 +181,8 @@ def _cancelled(room: Room, loaded: Loaded) -> Change:
     state = frontier_of(plan, loaded)
     now = room.clock.now_us()
     entries = Live.rows(plan, state, [e.CancelAsked("replaced by a new run")], now)
-    closing = tuple(k for k, s in state.steps.items() if s.phase == "closing")
-    entries += Live.rows(plan, state, [e.Settled(closing)] if closing else [], now)
-    rest = Rest("cancelled", to_image(state), None, True, 0)
-    return Change(loaded.header.instance, loaded.header.seq, entries, [m.id for m in loaded.mail], rest)
+    entries += settled(plan, state, now)
+    return left_at_rest(loaded, state, entries, now, taken=[m.id for m in loaded.mail])
 
 
 # --- starting in a drive --------------------------------------------------------------------------------

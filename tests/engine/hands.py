@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from stepwell.engine import advance as engine
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
@@ -25,7 +27,7 @@ from stepwell.flow.workflow import Workflow
 
 from .graphs import Chooser
 
-BODY = ("ready", "began", "closing")
+BODY = ("ready", "began", "tried", "closing")
 
 
 # --- what steps compute: shared with the oracle ------------------------------------------
@@ -79,6 +81,8 @@ class Run:
         self.facts: list[f.Fact] = []
         self.entries: list[Sequence[f.Fact]] = []
         self.events: list[e.Event] = []
+        self.crashes: Counter[Key] = Counter()
+        self.starts: dict[Key, str] = {}
         self.most_kept = 0
 
     @classmethod
@@ -87,8 +91,9 @@ class Run:
 
     def say(self, event: e.Event, value: object = None) -> Sequence[f.Fact]:
         """Advance, and check everything that can be checked of one step."""
-        before = to_image(self.state)
+        before, open_steps = to_image(self.state), dict(self.state.steps)
         must_ignore = self.must_ignore(event)
+        expected = None if must_ignore else self.expected(event)
         twin = from_image(before)
         facts = engine.advance(self.plan, self.state, event, self.now)
         stored = f.encode(facts)
@@ -96,9 +101,11 @@ class Run:
         assert twin == self.state, "a state read from its image goes another way"
         assert fold(self.plan, self.shadow, f.decode(stored)) == self.state, "the recovered state differs"
         assert not (facts and must_ignore), f"{event} does not fit and led to {facts}"
+        assert expected is None or list(facts) == expected, f"{event} led to {facts}"
         laws.check_step(self.plan, before, facts, self.state)
         laws.check(self.plan, self.state)
         self._note(event, facts, value)
+        self._check_crashes(open_steps, facts)
         return facts
 
     def must_ignore(self, event: e.Event) -> bool:
@@ -116,11 +123,86 @@ class Run:
         if isinstance(event, e.Succeeded | e.Errored | e.Begun | e.Beat | e.CutOff):
             step = state.steps.get((event.node, event.turns))
             return step is None or step.attempt != event.attempt or step.phase not in BODY
+        if isinstance(event, e.HoldAsked) and event.attempt:
+            step = state.steps.get((event.node, event.turns))
+            return step is None or step.attempt != event.attempt or step.phase not in BODY
         if isinstance(event, e.Fired):
             step = state.steps.get((event.node, event.turns))
             stopped = state.paused or state.held
             return bool(stopped) or step is None or step.phase != "parked" or not 0 < step.due_us <= self.now
         return False
+
+    def expected(self, event: e.Event) -> list[f.Fact] | None:
+        """Return what the start or the loss of an attempt leads to; ``None`` for what is not said here."""
+        match event:
+            case e.Begun():
+                return self.begun(event)
+            case e.CutOff():
+                return self.cut_off(event)
+            case _:
+                return None
+
+    def once(self, node: int) -> bool:
+        return self.plan.nodes[node].delivery == "at_most_once"
+
+    def begun(self, event: e.Begun) -> list[f.Fact]:
+        """Return how a start is recorded: as the plan says now, and once, unless it is to be the only one now."""
+        key, once = (event.node, event.turns), self.once(event.node)
+        start = self.starts.get(key, "")
+        if self.state.steps[key].phase == "closing" or start == "only" or (start and not once):
+            return []
+        return [(f.StepBegan if once else f.StepTried)(*key, event.attempt)]
+
+    def cut_off(self, event: e.CutOff) -> list[f.Fact] | None:
+        """Return what a cut off leads to; ``None`` for a step that is closing, which then just settles."""
+        key, held = (event.node, event.turns), self.state.held
+        step, start = self.state.steps[key], self.starts.get((event.node, event.turns), "")
+        died, path = self.crashes[key] + 1, self.plan.path(*key)
+        if step.phase == "closing":
+            return None
+        if start == "only":
+            return [] if held else [f.RunHeld("interrupted", path, *key)]
+        if (not start and self.once(event.node)) or (held and (held.node, held.turns) == key):
+            return []
+        if died < event.limit:
+            return [f.StepCrashed(*key, step.attempt, died)]
+        return [] if held else [f.RunHeld("quarantined", path, *key)]
+
+    def _check_crashes(self, before: dict[Key, Step], facts: Sequence[f.Fact]) -> None:
+        """Crashes are counted one by one until an attempt ends, and change nothing else about a step."""
+        for fact in facts:
+            self._note_start(fact)
+            match fact:
+                case f.StepCrashed(node, turns, attempt, crashes):
+                    self.crashes[(node, turns)] += 1
+                    again = Step(
+                        attempt + 1, before[(node, turns)].spent, crashes=crashes, path=before[(node, turns)].path
+                    )
+                    assert self.state.steps[(node, turns)] == again, f"{fact} led to another step than {again}"
+                case f.AttemptFailed(node, turns) | f.StepDone(node, turns) | f.RouteTaken(node, turns):
+                    self.crashes.pop((node, turns), None)
+                case f.Opened(node, turns) | f.HoldDecided(node, turns, "complete" | "fail"):
+                    self.crashes.pop((node, turns), None)
+                case f.RunMoved():
+                    row = {old + i: new + i for old, new, count in fact.rows for i in range(count)}
+                    self.crashes = Counter({(row[n], t): c for (n, t), c in self.crashes.items() if n in row})
+        kept = {key: step.crashes for key, step in self.state.steps.items() if step.crashes}
+        assert kept == dict(self.crashes), f"crashes are kept as {kept} and were {self.crashes}"
+
+    def _note_start(self, fact: f.Fact) -> None:
+        """Which attempts have begun, and whether as the only start of their step or as one that may be repeated."""
+        match fact:
+            case f.StepBegan(node, turns):
+                self.starts[(node, turns)] = "only"
+            case f.StepTried(node, turns):
+                self.starts[(node, turns)] = "one of many"
+            case f.StepCrashed(node, turns) | f.AttemptFailed(node, turns) | f.StepDone(node, turns):
+                self.starts.pop((node, turns), None)
+            case f.RouteTaken(node, turns) | f.Opened(node, turns) | f.HoldDecided(node, turns, "complete" | "fail"):
+                self.starts.pop((node, turns), None)
+            case f.RunMoved():
+                row = {old + i: new + i for old, new, count in fact.rows for i in range(count)}
+                self.starts = {(row[n], t): start for (n, t), start in self.starts.items() if n in row}
 
     def _note(self, event: e.Event, facts: Sequence[f.Fact], value: object) -> None:
         if not facts:
@@ -166,6 +248,13 @@ class Run:
         self.plan, self.bodies = workflow.plan, workflow.bodies
         assert self.say(asked)
         return None
+
+    def tune(self, node: int) -> None:
+        """Go on under code that delivers a task otherwise, which makes no other graph."""
+        delivery = "at_least_once" if self.once(node) else "at_most_once"
+        nodes = list(self.plan.nodes)
+        nodes[node] = msgspec.structs.replace(nodes[node], delivery=delivery)
+        self.plan = Plan(msgspec.structs.replace(self.plan.data, nodes=tuple(nodes)))
 
     # --- bodies ---
 
@@ -243,7 +332,7 @@ def step(run: Run, choose: Chooser, late: str = "message") -> None:
     elif run.state.paused:
         assert run.say(e.ResumeAsked())
     else:
-        live = run.steps("ready", "began", "parked", "closing")
+        live = run.steps(*BODY, "parked")
         assert live, "nothing can move this run"
         move(run, *choose.pick(live), choose, late)
 
@@ -326,6 +415,12 @@ def _hold(run: Run, choose: Chooser) -> None:
     run.say(e.HoldAsked("decision", "look at this", node, turns))
 
 
+def _refuse(run: Run, choose: Chooser) -> None:
+    """Let an attempt ask for a hold itself, mostly one that is not the current one."""
+    node, turns, attempt = _any_step(run, choose, *BODY)
+    run.say(e.HoldAsked("decision", "cannot be read", node, turns, attempt + choose.pick((0, 1, 1, 1))))
+
+
 def _decide(run: Run, choose: Chooser) -> None:
     """Decide about what is held, mostly; now and then about another step, or with a tag that it cannot have."""
     held = run.state.held
@@ -346,7 +441,25 @@ def _beat(run: Run, choose: Chooser) -> None:
 
 
 def _cut_off(run: Run, choose: Chooser) -> None:
-    run.say(e.CutOff(*_any_step(run, choose, "began")))
+    run.say(e.CutOff(*_any_step(run, choose, "began", "tried"), choose.pick((5, 3, 1))))
+
+
+def _crash(run: Run, choose: Chooser) -> None:
+    """Let a process die in a step that may run again, begun or given away; it seldom was one process too many."""
+    again = [key for key in run.steps(*BODY) if not run.once(key[0])]
+    if again:
+        key = choose.pick(again)
+        attempt = run.state.steps[key].attempt
+        if choose.number(0, 1):
+            run.say(e.Begun(*key, attempt))
+        run.say(e.CutOff(*key, attempt, choose.pick((5, 5, 5, 3, 2))))
+
+
+def _tune(run: Run, choose: Chooser) -> None:
+    """Go on under code that delivers a task otherwise, most likely one whose start is recorded."""
+    tasks = [key[0] for key in run.steps("began", "tried") or run.steps(*BODY) if run.plan.kind[key[0]] == "task"]
+    if tasks:
+        run.tune(choose.pick(tasks))
 
 
 def _settle(run: Run, choose: Chooser) -> None:
@@ -364,7 +477,8 @@ def _again(run: Run, choose: Chooser) -> None:
 MOVES: dict[str, Callable[[Run, Chooser], None]] = {
     "start": _start, "succeed": _succeed, "err": _err, "fire": _fire, "signal": _signal, "cancel": _cancel,
     "pause": _pause, "resume": _resume, "retry": _retry, "hold": _hold, "begin": _begin, "cut_off": _cut_off,
-    "settle": _settle, "again": _again, "beat": _beat, "decide": _decide,
+    "crash": _crash, "settle": _settle, "again": _again, "beat": _beat, "decide": _decide, "tune": _tune,
+    "refuse": _refuse,
 }  # fmt: skip
 
 #: how often a random walk does each
@@ -375,6 +489,7 @@ COMMON = (
     *["signal"] * 2,
     *["settle"] * 3,
     *["retry"] * 2,
+    "crash",
     "decide",
     "begin",
     "beat",

@@ -286,9 +286,9 @@ def test_letting_go_starts_no_other_begun_step_again() -> None:
     assert run.say(e.CutOff(3, (), 1))
 
 
-def test_a_step_that_had_not_begun_is_not_cut_off() -> None:
-    """An at-least-once step of a dead session simply runs again."""
-    run = started(step("a"))
+def test_an_at_most_once_step_that_had_not_begun_is_not_cut_off() -> None:
+    """Its process died before it could start."""
+    run = started(step("a", task=ONCE))
     assert not run.say(e.CutOff(1, (), 1))
 
 

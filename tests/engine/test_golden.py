@@ -45,6 +45,8 @@ ONE_OF_EACH: dict[str, f.Fact] = {
         ((5, (2,), "a/b"),),
         ((3, ()),),
     ),
+    "StepCrashed": f.StepCrashed(3, (1,), 4, 2),
+    "StepTried": f.StepTried(3, (1,), 4),
     "Opened": f.Opened(6, (2,), 1_700_000_000_000_000, 3),
     "MessageTaken": f.MessageTaken(7, (), 12),
     "Turned": f.Turned(8, (1, 2), 13),
@@ -105,7 +107,7 @@ def test_what_is_no_fact_is_refused() -> None:
             f.decode(stored)
 
 
-def _full_state(path: str = "", *pending: Key) -> Frontier:
+def _full_state(path: str = "", crashes: int = 0, *pending: Key) -> Frontier:
     """Return a state in which every field holds something, if no run could have it."""
     state = Frontier()
     state.seq, state.started, state.unsettled, state.ended, state.result = 300, True, 2, "failed", 17
@@ -113,7 +115,7 @@ def _full_state(path: str = "", *pending: Key) -> Frontier:
         (1, ()): Step(),
         (2, (3,)): Step(2, 1, 1_700_000_000_000_000, "parked"),
         (3, (3, 4)): Step(1, 0, 0, "closing", (5, (3,))),
-        (4, ()): Step(phase="began"),
+        (4, ()): Step(1 + crashes, phase="began", crashes=crashes),
         (5, ()): Step(phase="closed"),
         (6, ()): Step(3, 3, 0, "failed", path=path),
     }
@@ -132,12 +134,12 @@ def _full_state(path: str = "", *pending: Key) -> Frontier:
     return state
 
 
-FULL = _full_state("a/b", (17, (3,)))
+FULL = _full_state("a/b", 2, (17, (3,)))
 
 
 @pytest.mark.parametrize(("name", "state"), [("empty", Frontier()), ("full", _full_state())])
 def test_the_first_shape_of_images_is_still_read(name: str, state: Frontier) -> None:
-    """It knew neither what is pending nor former paths."""
+    """It knew neither what is pending nor former paths nor crashes."""
     assert from_image(_lines("images.txt")[name]) == state
 
 

@@ -39,7 +39,7 @@ def begin(made: Workflow[Any, Any]) -> Run:
 
 def open_paths(run: Run, *phases: str) -> list[str]:
     """Return the paths of open steps, in the order they were opened."""
-    return [run.plan.path(*key) for key in run.steps(*(phases or ("ready", "began", "parked")))]
+    return [run.plan.path(*key) for key in run.steps(*(phases or ("ready", "began", "tried", "parked")))]
 
 
 def succeed(run: Run, *paths: str, tag: str = "") -> None:

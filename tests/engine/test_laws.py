@@ -19,7 +19,7 @@ from stepwell.flow.workflow import Workflow
 
 from .edits import edit
 from .graphs import Seeded, grow, workflows
-from .hands import MOVES, Run, finish, walk
+from .hands import BODY, MOVES, Run, finish, walk
 from .oracle import Oracle
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -52,17 +52,17 @@ class EveryEvent(RuleBasedStateMachine):
     def _say(self, name: str, choice: int) -> None:
         MOVES[name](self.run, Seeded(choice))
 
-    @when("ready", "began", "closing")
+    @when(*BODY)
     @rule(choice=CHOICE)
     def succeed(self, choice: int) -> None:
         self._say("succeed", choice)
 
-    @when("ready", "began", "closing")
+    @when(*BODY)
     @rule(choice=CHOICE)
     def succeed_too(self, choice: int) -> None:
         self._say("succeed", choice)
 
-    @when("ready", "began", "closing")
+    @when(*BODY)
     @rule(choice=CHOICE)
     def err(self, choice: int) -> None:
         self._say("err", choice)
@@ -112,7 +112,7 @@ class EveryEvent(RuleBasedStateMachine):
     def begin_attempt(self, choice: int) -> None:
         self._say("begin", choice)
 
-    @when("ready", "began", "closing")
+    @when(*BODY)
     @rule(choice=CHOICE)
     def beat(self, choice: int) -> None:
         self._say("beat", choice)
@@ -124,10 +124,20 @@ class EveryEvent(RuleBasedStateMachine):
         if made is not None and self.run.move(made.workflow) is None:
             self.workflow = made.workflow
 
-    @when("began")
+    @when("began", "tried")
+    @rule(choice=CHOICE)
+    def tune(self, choice: int) -> None:
+        self._say("tune", choice)
+
+    @when("began", "tried")
     @rule(choice=CHOICE)
     def cut_off(self, choice: int) -> None:
         self._say("cut_off", choice)
+
+    @when("ready", "began", "tried")
+    @rule(choice=CHOICE)
+    def crash(self, choice: int) -> None:
+        self._say("crash", choice)
 
     @when("closing")
     @rule(choice=CHOICE)
@@ -164,6 +174,39 @@ def ends_well_after_a_retry(run: Run, choose: Seeded) -> None:
     finish(run, choose)
     reason = run.state.failure.reason if run.state.failure else ""
     assert run.state.ended == "completed" or reason in ("loop_limit", "loop_value")
+
+
+CRASHY = (
+    *["crash"] * 3, *["begin", "tune", "cut_off"] * 3, "err", "hold", "refuse", *["decide"] * 2, "cancel", "settle",
+    "retry", "succeed",
+)  # fmt: skip
+
+
+def crashed(seed: int) -> Run:
+    """Let processes die in a small run again and again, in whatever state it is, and move it on the way."""
+    choose = Seeded(seed)
+    workflow = grow(choose, size=6)
+    run = Run.of(workflow)
+    run.say(e.Start(), "input")
+    for _ in range(60):
+        MOVES[choose.pick(CRASHY)](run, choose)
+        if not choose.number(0, 19) and run.state.ended != "completed" and (made := edit(workflow, choose)):
+            workflow = made.workflow if run.move(made.workflow) is None else workflow
+    finish(run, choose)
+    ends_well_after_a_retry(run, choose)
+    return run
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_laws_hold_on_walks_in_which_processes_die(block: int) -> None:
+    """Each crash is counted once, quarantines are decided about, and every run still comes to an end."""
+    tally: Counter[str] = Counter()
+    for seed in range(block * 50, block * 50 + 50):
+        run = crashed(seed)
+        tally.update(type(fact).__name__ for fact in run.facts)
+        tally.update(fact.reason for fact in run.facts if isinstance(fact, f.RunHeld))
+    seen = ("StepTried", "StepCrashed", "quarantined", "StepBegan", "interrupted", "RunMoved")
+    assert min(tally[what] for what in seen) > 2, tally
 
 
 # --- against the oracle ------------------------------------------------------------------
@@ -218,11 +261,13 @@ def test_failures_and_stops_on_the_way_do_not_change_the_result(seed: int) -> No
 
 def disturb(run: Run, choose: Seeded) -> None:
     """Let bodies end as they should, and anything else happen."""
-    if run.steps("ready", "began", "closing") and choose.number(0, 1):
-        run.succeed(*choose.pick(run.steps("ready", "began", "closing")))
+    if run.steps(*BODY) and choose.number(0, 1):
+        run.succeed(*choose.pick(run.steps(*BODY)))
     else:
-        name = choose.pick(("err", "cancel", "pause", "resume", "retry", "hold", "begin", "cut_off", "settle", "again"))
-        MOVES[name](run, choose)
+        MOVES[choose.pick(DISTURBING)](run, choose)
+
+
+DISTURBING = ("err", "cancel", "pause", "resume", "retry", "hold", "begin", "cut_off", "crash", "settle", "again")
 
 
 # --- the laws can be broken --------------------------------------------------------------
@@ -296,6 +341,10 @@ def _bring_what_has_begun(run: Run) -> None:
     run.state.pending.append(run.steps("ready")[0])
 
 
+def _crash_in_no_attempt(run: Run) -> None:
+    run.state.steps[run.steps("ready")[0]] = Step(2, 1, crashes=1)
+
+
 def _open_a_scope(run: Run) -> None:
     key = next(iter(run.state.scopes))
     run.state.scopes[key] = Scope(1, {}, failing=True)
@@ -306,7 +355,7 @@ def _open_a_scope(run: Run) -> None:
     [
         _lose_a_step, _lose_a_value, _keep_a_value, _miscount, _miscount_unsettled, _turn_too_far, _end_while_open,
         _tag_nothing, _keep_a_message, _fail_nothing, _keep_a_cursor, _cancel_without_closing, _open_a_scope,
-        _bring_what_has_begun,
+        _bring_what_has_begun, _crash_in_no_attempt,
     ],
 )  # fmt: skip
 def test_damage_breaks_a_law(damage: Any) -> None:

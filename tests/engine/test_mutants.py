@@ -328,7 +328,7 @@ def a_decision_keeps_the_attempt(patch: Patch) -> None:
     """Whoever still works on the old one is heard."""
 
     def wrong(turn: Any, key: Any, step: Step | None) -> None:
-        if step is not None and step.phase in ("ready", "began"):
+        if step is not None and step.phase in ("ready", "began", "tried"):
             turn.emit(f.Opened(*key, 0, step.attempt))
 
     patch.setattr(deciding, "_rerun", wrong)
@@ -522,6 +522,8 @@ def search_changes() -> None:
         for name, test in vars(room).items():
             if name.startswith("test_") and not hasattr(test, "pytestmark"):
                 test()
+    for cancelled in (False, True):
+        test_change.test_a_new_child_waits_for_the_retry(cancelled)
     search_random_changes()
 
 

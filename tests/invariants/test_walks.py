@@ -49,6 +49,7 @@ def walked(seed: int, tally: Counter[str]) -> None:
     ends_well_after_a_retry(run, choose)
     told = retold(first, plans, run)
     tally["entries"] += len(run.entries)
+    tally["crashes"] += sum(isinstance(fact, f.StepCrashed) for fact in run.facts)
     tally.update(told.examined)
 
 
@@ -74,5 +75,6 @@ def test_no_walk_breaks_a_rule(block: int) -> None:
     for seed in range(block * 40, block * 40 + 40):
         walked(seed, tally)
     assert tally["moves"] > 5
+    assert tally["crashes"] > 5
     silent = {rule for rule in ("S1", "S2", "S8", "S9", "S10", "S11", "S12", "S15", "S16") if not tally[rule]}
     assert not silent

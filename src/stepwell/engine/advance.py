@@ -59,7 +59,7 @@ def _succeeded(plan: Plan, state: Frontier, event: e.Succeeded, now: int) -> Seq
     return turn.finish()
 
 
-_RUNNABLE: Final = frozenset({"ready", "began", "closing"})
+_RUNNABLE: Final = frozenset({"ready", "began", "tried", "closing"})
 
 
 def _straight_on(plan: Plan, node: int, turns: Turns) -> Sequence[f.Fact] | None:
@@ -145,10 +145,13 @@ def _next_attempt(plan: Plan, step: Step, event: e.Errored, now: int) -> tuple[i
 
 def _begun(plan: Plan, state: Frontier, event: e.Begun, now: int) -> Sequence[f.Fact]:
     step = state.steps.get((event.node, event.turns))
-    if step is None or step.attempt != event.attempt or step.phase != "ready":
+    if step is None or step.attempt != event.attempt:
+        return NOTHING
+    once = plan.nodes[event.node].delivery == "at_most_once"
+    if step.phase != "ready" and not (once and step.phase == "tried"):  # it was tuned, and only now starts but once
         return NOTHING
     turn = Turn(plan, state, now)
-    turn.emit(f.StepBegan(event.node, event.turns, event.attempt))
+    turn.emit((f.StepBegan if once else f.StepTried)(event.node, event.turns, event.attempt))
     return turn.finish()
 
 
@@ -162,12 +165,30 @@ def _beat(plan: Plan, state: Frontier, event: e.Beat, now: int) -> Sequence[f.Fa
 
 
 def _cut_off(plan: Plan, state: Frontier, event: e.CutOff, now: int) -> Sequence[f.Fact]:
-    step = state.steps.get((event.node, event.turns))
-    if step is None or step.attempt != event.attempt or step.phase != "began" or state.held:
+    step = state.steps.get(key := (event.node, event.turns))
+    if step is None or step.attempt != event.attempt or step.phase not in _RUNNABLE:
+        return NOTHING
+    if step.phase == "closing":
+        return _settled_event(plan, state, e.Settled((key,)), now)
+    if (fact := _after_crash(plan, state, event, step)) is None:
         return NOTHING
     turn = Turn(plan, state, now)
-    turn.emit(f.RunHeld("interrupted", plan.path(event.node, event.turns), event.node, event.turns))
+    turn.emit(fact)
     return turn.finish()
+
+
+def _after_crash(plan: Plan, state: Frontier, event: e.CutOff, step: Step) -> f.Fact | None:
+    """Return what becomes of a step whose process died; ``None``: nothing, or nothing while the run is held."""
+    node, turns = key = event.node, event.turns
+    once, crashes, held = step.phase == "began", step.crashes + 1, state.held  # as it began, whatever the plan says now
+    unbegun = step.phase == "ready" and plan.nodes[node].delivery == "at_most_once"
+    if unbegun or (held and (held.node, held.turns) == key):
+        return None  # it has not begun, or waits for a person
+    if not once and crashes < event.limit:
+        return f.StepCrashed(node, turns, event.attempt, crashes)
+    if held:
+        return None
+    return f.RunHeld("interrupted" if once else "quarantined", plan.path(node, turns), node, turns)
 
 
 def _fired(plan: Plan, state: Frontier, event: e.Fired, now: int) -> Sequence[f.Fact]:
@@ -225,6 +246,9 @@ def _resume_asked(plan: Plan, state: Frontier, event: e.ResumeAsked, now: int) -
 
 def _hold_asked(plan: Plan, state: Frontier, event: e.HoldAsked, now: int) -> Sequence[f.Fact]:
     if state.ended or state.held:
+        return NOTHING
+    step = state.steps.get((event.node, event.turns)) if event.attempt else None
+    if event.attempt and (step is None or step.attempt != event.attempt or step.phase not in _RUNNABLE):
         return NOTHING
     turn = Turn(plan, state, now)
     turn.emit(f.RunHeld(event.reason, event.detail, event.node, event.turns))

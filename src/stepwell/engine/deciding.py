@@ -92,7 +92,7 @@ def _makes_sense(plan: Plan, state: Frontier, event: e.Decided) -> bool:
     if event.node == 0:
         return event.kind == "fail"
     step = state.steps.get((event.node, event.turns))
-    if step is None or step.phase not in ("ready", "began", "closing"):
+    if step is None or step.phase not in ("ready", "began", "tried", "closing"):
         return False
     return event.kind == "fail" or _may_have(plan, event.node, event.tag)
 
@@ -121,7 +121,7 @@ def _decides_loop(plan: Plan, node: int) -> bool:
 
 
 def _rerun(turn: Turn, key: Key, step: Step | None) -> None:
-    if step is not None and step.phase in ("ready", "began"):
+    if step is not None and step.phase in ("ready", "began", "tried"):
         turn.emit(f.Opened(*key, 0, step.attempt + 1))
 
 

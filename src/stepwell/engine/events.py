@@ -6,11 +6,13 @@ run) leads to no facts, so delivering it twice is harmless.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
 from stepwell.flow.plan import Key, Turns
+
+MAX_CRASHES: Final = 5
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
@@ -42,7 +44,10 @@ class Errored(msgspec.Struct, frozen=True, gc=False):
 
 
 class Begun(msgspec.Struct, frozen=True, gc=False):
-    """An at-most-once attempt is about to start."""
+    """An attempt is about to start, and that it does must be known: it may start once, or processes died with it.
+
+    Which of the two it is, the plan of that moment says, and it stays so whatever later code says.
+    """
 
     node: int
     turns: Turns
@@ -58,11 +63,16 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
 
 
 class CutOff(msgspec.Struct, frozen=True, gc=False):
-    """An at-most-once attempt was started by a session that is gone."""
+    """An attempt had begun, or was given away to be run, and whoever had it is gone.
+
+    The run is held if it began as an at-most-once attempt, or if this is the ``limit``-th process in a row that died in
+    this step.
+    """
 
     node: int
     turns: Turns
     attempt: int
+    limit: int = MAX_CRASHES
 
 
 class Fired(msgspec.Struct, frozen=True, gc=False):
@@ -99,12 +109,16 @@ class RetryAsked(msgspec.Struct, frozen=True, gc=False):
 
 
 class HoldAsked(msgspec.Struct, frozen=True, gc=False):
-    """Stop for a person's decision; ``reason`` is a short typed word, ``detail`` the text for people."""
+    """Stop for a person's decision; ``reason`` is a short typed word, ``detail`` the text for people.
+
+    ``attempt`` is the one of that step which asks for it, and must be its current one; 0: it is none that asks.
+    """
 
     reason: str
     detail: str
     node: int = 0
     turns: Turns = ()
+    attempt: int = 0
 
 
 class Decided(msgspec.Struct, frozen=True, gc=False):

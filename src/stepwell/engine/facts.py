@@ -50,7 +50,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, forb
 
 
 class StepBegan(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=4):
-    """An at-most-once attempt starts after this is stored."""
+    """An attempt that may start only once starts after this is stored."""
 
     node: int
     turns: Turns
@@ -167,6 +167,26 @@ class RunMoved(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_un
     pending: tuple[Key, ...]
 
 
+class StepCrashed(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=17):
+    """The process died that ran this attempt; the next one may run at once. It is the ``crashes``-th in a row.
+
+    A crash is no error of the task's: it counts against a limit of its own, and not against the retry policy.
+    """
+
+    node: int
+    turns: Turns
+    attempt: int
+    crashes: int
+
+
+class StepTried(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=18):
+    """An attempt that may start again starts after this is stored, as processes may have died with it."""
+
+    node: int
+    turns: Turns
+    attempt: int
+
+
 # --- consequences ---------------------------------------------------------------------------
 
 
@@ -269,6 +289,8 @@ Head: TypeAlias = (
     | CursorKept
     | HoldDecided
     | RunMoved
+    | StepCrashed
+    | StepTried
 )
 Consequence: TypeAlias = (
     Opened

@@ -90,7 +90,7 @@ def _close_below(plan: Plan, state: Frontier, top: Key) -> int:
         step = state.steps[key]
         if step.phase == "parked":
             state.steps[key] = msgspec.structs.replace(step, phase="closed")
-        elif step.phase in ("ready", "began", "closing"):
+        elif step.phase in ("ready", "began", "tried", "closing"):
             state.steps[key] = msgspec.structs.replace(step, phase="closing", scope=top)
             unsettled += 1
     return unsettled
@@ -161,10 +161,17 @@ def _note_failure(state: Frontier, failure: Failure) -> None:
     state.failure = state.failure or failure
 
 
-def _step_began(plan: Plan, state: Frontier, fact: f.StepBegan) -> None:
+def _step_began(plan: Plan, state: Frontier, fact: f.StepBegan | f.StepTried) -> None:
+    state.seq += 1
+    key, phase = (fact.node, fact.turns), "began" if isinstance(fact, f.StepBegan) else "tried"
+    state.steps[key] = msgspec.structs.replace(state.steps[key], phase=phase)
+
+
+def _step_crashed(plan: Plan, state: Frontier, fact: f.StepCrashed) -> None:
     state.seq += 1
     key = fact.node, fact.turns
-    state.steps[key] = msgspec.structs.replace(state.steps[key], phase="began")
+    step = state.steps[key]
+    state.steps[key] = Step(fact.attempt + 1, step.spent, path=step.path, crashes=fact.crashes)
 
 
 def _cursor_kept(plan: Plan, state: Frontier, fact: f.CursorKept) -> None:
@@ -367,6 +374,8 @@ _APPLY: Final[dict[type, Callable[..., None]]] = {
     f.StepDone: _step_done,
     f.AttemptFailed: _attempt_failed,
     f.StepBegan: _step_began,
+    f.StepTried: _step_began,
+    f.StepCrashed: _step_crashed,
     f.CursorKept: _cursor_kept,
     f.TimerFired: _timer_fired,
     f.MessageKept: _message_kept,

@@ -18,8 +18,8 @@ from stepwell.flow.plan import BODIED, NONE, SEQUENCES, Key, Plan, Turns, reads
 from . import facts as f
 from .frontier import ROOT, Frontier, Scope, apply, from_image, to_image
 
-LIVE: Final = frozenset({"ready", "began", "parked", "closing"})
-STARTABLE: Final = frozenset({"ready", "began", "parked"})
+LIVE: Final = frozenset({"ready", "began", "tried", "parked", "closing"})
+STARTABLE: Final = LIVE - {"closing"}
 HEADS: Final = get_args(f.Head)
 
 
@@ -77,12 +77,37 @@ def _check_fact(plan: Plan, state: Frontier, fact: f.Fact) -> None:
         case f.AttemptFailed(node, turns, _, due_us, spent):
             allowed = plan.retry[node].attempts
             _hold(spent <= allowed and (due_us < 0 or spent < allowed), "attempts", f"{fact} of {allowed}")
+        case f.StepBegan() | f.StepTried():
+            _check_start(plan, state, fact)
+        case f.StepCrashed() | f.RunHeld("quarantined" | "interrupted"):
+            _check_crash(plan, state, fact)
         case f.ScopeFailing(node):
             _hold(plan.nodes[node].on_error == "cancel", "on_error", f"{fact} in a waiting parallel")
         case f.ChildFailed(node) | f.Skipped(node):
             _hold(plan.nodes[plan.parent[node]].on_error == "wait", "on_error", f"{fact} in a cancelling parallel")
         case _:
             return
+
+
+def _check_start(plan: Plan, state: Frontier, fact: f.StepBegan | f.StepTried) -> None:
+    """A start is recorded once, as the plan of that moment says; one that may start again may yet begin for good."""
+    step, once = state.steps[(fact.node, fact.turns)], plan.nodes[fact.node].delivery == "at_most_once"
+    _hold(isinstance(fact, f.StepBegan) == once, "starts", f"{fact} of a step that is {plan.nodes[fact.node].delivery}")
+    _hold(step.phase == "ready" or (once and step.phase == "tried"), "starts", f"{fact} of {step}")
+
+
+def _check_crash(plan: Plan, state: Frontier, fact: f.StepCrashed | f.RunHeld) -> None:
+    """What crashed may start again and could have been running; crashes are counted one by one."""
+    step, path = state.steps.get((fact.node, fact.turns)), plan.path(fact.node, fact.turns)
+    if isinstance(fact, f.RunHeld) and fact.reason == "interrupted":
+        _hold(step is not None and step.phase == "began", "crashes", f"{path!r} was interrupted and was {step}")
+        return
+    _hold(step is not None and step.phase in ("ready", "tried"), "crashes", f"{path!r} crashed and was {step}")
+    assert step is not None
+    unbegun = step.phase == "ready" and plan.nodes[fact.node].delivery == "at_most_once"
+    _hold(not unbegun, "crashes", f"{path!r} had not begun")
+    if isinstance(fact, f.StepCrashed):
+        _hold((fact.attempt, fact.crashes) == (step.attempt, step.crashes + 1), "crashes", f"{fact} of {step}")
 
 
 def _check_move(plan: Plan, state: Frontier, fact: f.RunMoved) -> None:
@@ -213,11 +238,11 @@ def _keys(state: Frontier) -> Iterator[Key]:
 
 
 def phases_fit_kinds(view: View) -> None:
-    """Bodies are ready, begun or closing; delays and signals are parked; a delay has a moment."""
+    """Bodies are ready, begun, tried or closing; delays and signals are parked; a delay has a moment."""
     for key, step in view.state.steps.items():
         kind = view.plan.kind[key[0]]
         _hold(kind in BODIED or kind in ("delay", "signal"), "phases_fit_kinds", f"{view.text(key)} is no step")
-        own = {"closed", "failed"} | ({"ready", "began", "closing"} if kind in BODIED else {"parked"})
+        own = {"closed", "failed"} | ({"ready", "began", "tried", "closing"} if kind in BODIED else {"parked"})
         _hold(
             step.phase in own and (step.phase != "failed" or kind != "delay"),
             "phases_fit_kinds",
@@ -225,6 +250,16 @@ def phases_fit_kinds(view: View) -> None:
         )
         _hold(kind != "delay" or step.due_us > 0, "phases_fit_kinds", f"{view.text(key)} waits for no moment")
         _hold(step.attempt >= 1 and 0 <= step.spent < step.attempt + 1, "phases_fit_kinds", f"{view.text(key)}: {step}")
+
+
+def crashes_are_attempts(view: View) -> None:
+    """Each crash was an attempt of its own that counted for nothing else, of a body that has not failed."""
+    for key, step in view.state.steps.items():
+        fits = not step.crashes or (0 < step.crashes < step.attempt - step.spent and step.phase not in _NO_CRASH)
+        _hold(fits, "crashes_are_attempts", f"{view.text(key)}: {step}")
+
+
+_NO_CRASH: Final = frozenset({"parked", "failed"})
 
 
 def open_things_nest(view: View) -> None:
@@ -549,8 +584,8 @@ def messages_are_taken(view: View) -> None:
 
 
 LAWS: Final[tuple[Law, ...]] = (
-    turns_match_depth, phases_fit_kinds, open_things_nest, one_line, stalled_once, pending_where_stopped,
-    turning_in_range,
+    turns_match_depth, phases_fit_kinds, crashes_are_attempts, open_things_nest, one_line, stalled_once,
+    pending_where_stopped, turning_in_range,
     no_limbo, ended_is_quiet, failure_is_noted, stopping_has_a_cause,
     scopes_count_children, scopes_go_on, needs_come_first, unsettled_counts_closing, nothing_starts_where_it_failed,
     needed_values_are_there, unneeded_values_are_gone, addresses_exist, tags_have_values, cursors_have_steps,

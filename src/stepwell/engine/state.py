@@ -16,7 +16,7 @@ from stepwell.flow.plan import Key, Turns
 from stepwell.seal import seal, unseal
 from stepwell.types import State
 
-Phase: TypeAlias = Literal["ready", "began", "parked", "closing", "closed", "failed"]
+Phase: TypeAlias = Literal["ready", "began", "tried", "parked", "closing", "closed", "failed"]
 
 ROOT: Final[Key] = (0, ())
 
@@ -28,11 +28,13 @@ class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
         attempt: the number of the current attempt; an event must name it.
         spent: attempts that count against the retry policy.
         due_us: when it may run (ready), when its time is over (parked); 0: now, or never.
-        phase: ready to run; began (at most once, recorded); parked for a time or message; closing (must not start, may
-            still run); closed (stopped before its end); failed.
+        phase: ready to run; began (its start is recorded, as it runs at most once); tried (its start is recorded, as
+            processes may have died with it); parked for a time or message; closing (must not start, may still run);
+            closed (stopped before its end); failed.
         scope: the failing scope that a closing step holds open.
         path: what it was called when it was opened, if a move to another graph has renamed it since; ``""``: what it is
             called now. Idempotency keys are made of it.
+        crashes: how many processes in a row died in it. They are no attempts of the policy's.
     """
 
     attempt: int = 1
@@ -41,6 +43,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
     phase: Phase = "ready"
     scope: Key = ROOT
     path: str = ""
+    crashes: int = 0
 
 
 FRESH: Final = Step()
@@ -142,7 +145,9 @@ class Frontier:
             return "running"
         if self.paused:
             return "paused"
-        busy = any(s.phase == "began" or (s.phase == "ready" and s.due_us <= now) for s in self.steps.values())
+        busy = any(
+            s.phase in ("began", "tried") or (s.phase == "ready" and s.due_us <= now) for s in self.steps.values()
+        )
         return "running" if busy else "waiting"
 
     def next_due_us(self) -> int | None:
@@ -154,7 +159,11 @@ class Frontier:
         if self.paused:
             return None
         return min(
-            (s.due_us for s in self.steps.values() if s.phase == "ready" or (s.phase == "parked" and s.due_us)),
+            (
+                s.due_us
+                for s in self.steps.values()
+                if s.phase in ("ready", "tried") or (s.phase == "parked" and s.due_us)
+            ),
             default=None,
         )
 

@@ -21,7 +21,7 @@ S5 S6   entries are numbered 1, 2, 3; rows agree with them      from the journal
 S8 S9   messages and timers count once, in order                from the journal and the inbox
 S10     nothing starts in a cancelled, paused or held run       as far as the journal shows: an attempt that could only
                                                                 begin in a pause, and reported within it
-S11     attempts stay within the policy                         from the journal and the plan
+S11     attempts stay within the policy, crashes are counted    from the journal and the plan
 S12     an ended run stays as it is                             from the journal
 S13     every stored byte can be read                           outputs are decoded as undeclared
 S15 16  joins happen once, and nothing overtakes                from the journal and the plan
@@ -42,7 +42,7 @@ from typing import Final
 
 import msgspec
 
-from stepwell.backend.base import Backend, Entry, Filter, Header, Loaded
+from stepwell.backend.base import Backend, Entry, Filter, Header, Loaded, Want
 from stepwell.backend.liveness import this_process
 from stepwell.codec import Codec
 from stepwell.engine import facts as f
@@ -72,6 +72,7 @@ def check_store(
     *,
     now_us: int | None = None,
     policies: bool = True,
+    max_crashes: int | None = None,
     instances_max: int | None = None,
     entries_max: int | None = None,
     laws_work: int = LAWS_WORK,
@@ -82,6 +83,8 @@ def check_store(
         now_us: wall clock, for what is due; by default this machine's.
         policies: hold runs to the limits of the stored plans (attempts, turns of loops, delivery). These are the limits
             of the code that a graph was seen with last: pass False if they were tuned, which makes no new graph.
+        max_crashes: the crash limit that all who worked on the store were given: then no step may have started after so
+            many crashes in a row, and none is quarantined after fewer. By default crashes are only counted.
         instances_max: how many instances to check; the others are counted as left out.
         laws_work: how many rows of plans to look at for the engine's laws after each entry, which is nearly all that a
             check costs; beyond that they are checked at the end of each journal only.
@@ -92,7 +95,7 @@ def check_store(
     """
     report = Report()
     now_us = time.time_ns() // 1_000 if now_us is None else now_us
-    checks = _Checks(backend, report, entries_max, policies, laws_work)
+    checks = _Checks(backend, report, entries_max, policies, laws_work, max_crashes)
     seen: set[str] = set()
     for header in _headers(backend):
         if instances_max is not None and len(seen) >= instances_max:
@@ -179,8 +182,9 @@ class _Checks:
         entries_max: int | None = None,
         policies: bool = True,
         laws_work: int = LAWS_WORK,
+        max_crashes: int | None = None,
     ) -> None:
-        self.policies, self.laws_work = policies, laws_work
+        self.policies, self.laws_work, self.max_crashes = policies, laws_work, max_crashes
         self.backend, self.report, self.entries_max = backend, report, entries_max
         self.codec: Codec = backend.codec
         self.plans: dict[tuple[str, str], Plan] = {}
@@ -256,7 +260,7 @@ class _Checks:
         first = next(moves, None)
         fingerprint = first.source if first is not None else header.fingerprint
         plan_of = partial(self.plan, header.workflow)
-        return Story(plan_of(fingerprint), plan_of, policies=self.policies)
+        return Story(plan_of(fingerprint), plan_of, policies=self.policies, max_crashes=self.max_crashes)
 
     def _facts(self, header: Header, entry: Entry) -> Sequence[f.Fact] | None:
         """Return an entry's facts, ``None`` if they are damaged; its value is decoded on the way."""
@@ -338,7 +342,7 @@ class _Checks:
     def _end_sessions_that_are_over(self) -> None:
         self.settled = True
         session = self.backend.open_session(this_process(), SETTLE_LEASE_US)
-        self.backend.claim_due(session, [], 0, 0)
+        self.backend.claim_due(session, Want([], 0, 0))
         self.backend.end_session(session)
 
     def _check_agenda(self, loaded: Loaded, state: Frontier) -> None:

@@ -162,6 +162,8 @@ class _Journal:
                 self.tasks[story.plan.path(node, turns)] = story.plan.nodes[node].task
             case f.AttemptFailed(node, turns, attempt, due_us) if due_us >= 0:
                 self.ready[story.plan.path(node, turns), attempt + 1] = seq
+            case f.StepCrashed(node, turns, attempt):
+                self.ready[story.plan.path(node, turns), attempt + 1] = seq
             case f.StepDone(node, turns):
                 path = story.plan.path(node, turns)
                 self.done[path] = self.ran[path, attempts[node, turns]] = seq

@@ -51,19 +51,24 @@ class Story:
         state: the engine's state so far.
         outcomes: the entry in which each step, scope and turn-bound node got its outcome.
         policies: whether limits of the plan (attempts, turns, delivery) are those that the run was executed with.
+        max_crashes: the crash limit of all who executed it, ``None``: it is not known.
         readied: the entry since which the current attempt of a step may run.
+        crashes: how many processes in a row died in each open step.
         examined: how often each rule was asked.
     """
 
-    def __init__(self, plan: Plan, plan_of: Callable[[str], Plan], *, policies: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, plan_of: Callable[[str], Plan], *, policies: bool = True, max_crashes: int | None = None
+    ) -> None:
         self.state = Frontier()
-        self.plan_of, self.policies = plan_of, policies
+        self.plan_of, self.policies, self.max_crashes = plan_of, policies, max_crashes
         self.outcomes: dict[Key, int] = {}
         self.begun: set[Key] = set()
         self.ways: dict[Key, int] = {}
         self.turned: dict[Key, int] = {}
         self.timed_out: set[Key] = set()
         self.readied: dict[Key, int] = {}
+        self.crashes: dict[Key, int] = {}
         self.kept: dict[str, list[int]] = {}
         self.paused_at = self.held_at = 0
         self.examined: Counter[str] = Counter()
@@ -76,6 +81,8 @@ class Story:
             f.RouteTaken: self._route_taken,
             f.AttemptFailed: self._attempt_failed,
             f.StepBegan: self._step_began,
+            f.StepTried: self._step_tried,
+            f.StepCrashed: self._step_crashed,
             f.CursorKept: self._cursor_kept,
             f.TimerFired: self._timer_fired,
             f.MessageKept: self._message_kept,
@@ -220,7 +227,11 @@ class Story:
         self._hold("S16", key in self.state.steps, "{step} reports before it was opened", key)
         step = self.state.steps[key]
         self._hold(
-            "S16", step.phase in ("ready", "began", "closing"), "{step} reports and is {phase}", key, phase=step.phase
+            "S16",
+            step.phase in ("ready", "began", "tried", "closing"),
+            "{step} reports and is {phase}",
+            key,
+            phase=step.phase,
         )
         self._was_rightly_begun(key, step)
         return step
@@ -232,9 +243,12 @@ class Story:
         self._hold("S10", not self.paused_at or ready <= self.paused_at, "{step} was begun in a paused run", key)
         self._hold("S10", not self.held_at or ready <= self.held_at, "{step} was begun in a held run", key)
 
+    def _is_once(self, key: Key) -> bool:
+        return self.policies and self.plan.nodes[key[0]].delivery == "at_most_once"
+
     def _has_recorded_its_start(self, key: Key, step: Step) -> None:
-        once = self.policies and self.plan.nodes[key[0]].delivery == "at_most_once"
-        self._hold("S2", not once or step.phase != "ready", "{step} is at-most-once and had not begun", key)
+        unbegun = self._is_once(key) and step.phase in ("ready", "tried")
+        self._hold("S2", not unbegun, "{step} is at-most-once and had not begun", key)
 
     def _goes_on(self, fact: object) -> None:
         self._hold("S10", not self.state.stopping, "{kind} after the cancel", kind=type(fact).__name__)
@@ -256,6 +270,7 @@ class Story:
         self._no_outcome(key)
         self._has_recorded_its_start(key, self._open_step(key))
         self.outcomes[key] = self._seq
+        self.crashes.pop(key, None)
 
     def _route_taken(self, fact: f.RouteTaken) -> None:
         key = fact.node, fact.turns
@@ -267,6 +282,7 @@ class Story:
         key = fact.node, fact.turns
         step, allowed = self._open_step(key), self._attempts(fact.node)
         self._attempt(key, fact.attempt, step.attempt)
+        self.crashes.pop(key, None)
         self._hold(
             "S11", step.spent <= fact.spent <= step.spent + 1, "{step}: {spent} attempts spent", key, spent=fact.spent
         )
@@ -304,7 +320,39 @@ class Story:
         self._goes_on(fact)
         step = self._open_step(key)
         self._attempt(key, fact.attempt, step.attempt)
-        self._hold("S2", step.phase == "ready", "{step} begins while it is {phase}", key, phase=step.phase)
+        may = step.phase in ("ready", "tried")
+        self._hold("S2", may, "{step} begins while it is {phase}", key, phase=step.phase)
+
+    def _step_tried(self, fact: f.StepTried) -> None:
+        key = fact.node, fact.turns
+        self._goes_on(fact)
+        step = self._open_step(key)
+        self._attempt(key, fact.attempt, step.attempt)
+        self._hold("S2", step.phase == "ready", "{step} is tried while it is {phase}", key, phase=step.phase)
+        self._hold("S2", not self._is_once(key), "{step} is at-most-once and begins as if it were not", key)
+
+    def _step_crashed(self, fact: f.StepCrashed) -> None:
+        """Of a step that began, or was given away: of that the journal says nothing until it is lost."""
+        key, before = (fact.node, fact.turns), self.crashes.get((fact.node, fact.turns), 0)
+        self._goes_on(fact)
+        step = self._crashable(key)
+        self._attempt(key, fact.attempt, step.attempt)
+        self._hold("S11", step.crashes == before, "{step}: {found} crashes are kept", key, found=step.crashes)
+        self._hold("S11", fact.crashes == before + 1, "{step}: {found} crashes are counted", key, found=fact.crashes)
+        self._hold("S11", self._may_crash(fact.crashes), "{step} starts after {found} crashes", key, found=fact.crashes)
+        self.crashes[key], self.readied[key] = fact.crashes, self._seq
+
+    def _crashable(self, key: Key) -> Step:
+        """Return a step that was running, or could have been, and may run again."""
+        step = self._open_step(key)
+        self._hold("S11", step.phase != "closing", "{step} crashed and was closing", key)
+        once = step.phase == "began" or (step.phase == "ready" and self._is_once(key))
+        self._hold("S2", not once, "{step} is at-most-once and would start again", key)
+        return step
+
+    def _may_crash(self, crashes: int) -> bool:
+        """Whether a step may start again after so many crashes."""
+        return self.max_crashes is None or crashes < max(1, self.max_crashes)
 
     def _cursor_kept(self, fact: f.CursorKept) -> None:
         self._open_step((fact.node, fact.turns))
@@ -368,6 +416,7 @@ class Story:
         self._hold("S16", self.may_begin(*key), "{step} opens before what it follows is done", key)
         self._attempt(key, fact.attempt, step.attempt + 1 if step is not None else 1)
         self.begun.add(key)
+        self.crashes.pop(key, None)
         self.timed_out.discard(key)
         self.readied[key] = self._seq
 
@@ -409,6 +458,12 @@ class Story:
         self.paused_at = 0
 
     def _run_held(self, fact: f.RunHeld) -> None:
+        if fact.reason == "quarantined":
+            key = fact.node, fact.turns
+            self._crashable(key)
+            died = self.crashes.get(key, 0) + 1
+            enough = self.max_crashes is None or not self._may_crash(died)
+            self._hold("S11", enough, "{step} is quarantined after {died} crashes", key, died=died)
         self.held_at = self._seq
 
     def _cancel_begun(self, fact: f.CancelBegun) -> None:
@@ -440,6 +495,7 @@ class Story:
         self.outcomes, self.ways = _renumbered(self.outcomes, rows), _renumbered(self.ways, rows)
         self.ways = {key: rows[case] for key, case in self.ways.items() if case in rows}
         self.turned, self.readied = _renumbered(self.turned, rows), _renumbered(self.readied, rows)
+        self.crashes = _renumbered(self.crashes, rows)
         self.begun = set(_renumbered(dict.fromkeys(self.begun, 0), rows))
         self.timed_out = set(_renumbered(dict.fromkeys(self.timed_out, 0), rows))
         self._take_up(self.plan_of(fact.target))

@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Change, Created, Creation, Filter, Header, Message, Rest, Session
+from stepwell.backend.base import (
+    Backend,
+    Change,
+    Created,
+    Creation,
+    Filter,
+    Header,
+    Loaded,
+    Message,
+    Offer,
+    Offered,
+    Rest,
+    Session,
+    Want,
+)
 from stepwell.backend.memory import InMemoryBackend
 from stepwell.backend.sqlite import SqliteBackend
 from stepwell.errors import LeaseLost, OptionError
@@ -33,7 +47,24 @@ RESTS = st.none() | st.builds(
     due_us=DUE,
     release=st.booleans(),
     result_seq=st.integers(0, 3),
-    definition=st.sampled_from([None, 1, 2]),
+    definition=st.sampled_from([None, None, 1, 2, 3]),
+    avoid=st.sampled_from(["", "", "0", "1"]),
+)
+LANES = st.sampled_from(["", "", "eu", "us"])
+TAGS = st.lists(st.sampled_from(["gpu", "eu"]), max_size=2)
+STEPS = st.sampled_from([b"x", b"y", b"z"])
+WANTS = st.builds(
+    Want,
+    definitions=st.sampled_from([[1, 2, 3], [3, 1], [1], [2, 2, 4], []]),
+    now_us=st.sampled_from([T0 + 10, T0 + 5, T0]),
+    limit=st.sampled_from([2, 1, 9, 0, -1]),
+    tags=st.sampled_from([["eu", "gpu"], [], ["gpu"]]),
+    avoid=st.sampled_from(["", "0", "1"]),
+    patience_us=st.sampled_from([0, 5, 100]),
+    most=st.dictionaries(st.sampled_from([1, 2, 3]), st.integers(0, 3), max_size=3),
+)
+OFFERS = st.builds(
+    Offer, step=STEPS, work=st.binary(max_size=2), rank_us=st.integers(0, 2), tags=TAGS, lives=st.integers(1, 2)
 )
 
 
@@ -51,10 +82,16 @@ class SameAnswers(RuleBasedStateMachine):
         )
         self.sessions: list[tuple[Session, Session]] = []
         self.instances: dict[int, int] = {}
-        for name in ("one", "two"):
-            self.both(lambda store, _, name=name: store.register(name, name, b"plan"))  # type: ignore[misc]
+        self.offers = 0
+        for name, fingerprint in (("one", "one"), ("two", "two"), ("one", "newer")):
+            self.both(lambda store, _, name=name, print=fingerprint: store.register(name, print, b"plan"))  # type: ignore[misc]
         for slot in range(3):
             self.sessions.append(self.new_session(slot))
+        for definition, instance_id in enumerate(IDS, 1):
+            new = Creation(instance_id, definition, b"digest", entries(1), T0, due_us=T0, claim=instance_id == "a")
+            self.both(lambda store, side, new=new: _plain(store.create(self.sessions[0][side], [new])))  # type: ignore[misc]
+        made = {1: [Offer(step, b"", rank, lives=1 + rank) for rank, step in enumerate((b"x", b"y", b"z"))]}
+        self.both(lambda store, side: store.offer(self.sessions[0][side], made))
 
     def teardown(self) -> None:
         if hasattr(self, "stores"):
@@ -98,7 +135,7 @@ class SameAnswers(RuleBasedStateMachine):
         old = data.draw(st.booleans()) and self.instances
         return Creation(
             instance_id,
-            data.draw(st.sampled_from([1, 1, 2, 3])),
+            data.draw(st.sampled_from([1, 1, 2, 3, 4])),
             b"digest",
             entries(1, data.draw(st.integers(0, 2))),
             T0,
@@ -107,6 +144,7 @@ class SameAnswers(RuleBasedStateMachine):
             claim=data.draw(st.booleans()),
             image=data.draw(st.none() | st.just(b"image")),
             labels=data.draw(LABELS),
+            lane=data.draw(LANES),
             replacing=self.change(data, self.number(data)) if old else None,
         )
 
@@ -156,9 +194,92 @@ class SameAnswers(RuleBasedStateMachine):
     def claim(self, slot: int, instance_id: str) -> None:
         self.both(lambda store, side: store.claim(self.sessions[slot][side], instance_id))
 
-    @rule(slot=st.integers(0, 2), definitions=st.lists(st.sampled_from([1, 2]), max_size=2), limit=st.integers(0, 2))
-    def claim_due(self, slot: int, definitions: list[int], limit: int) -> None:
-        self.both(lambda store, side: list(store.claim_due(self.sessions[slot][side], definitions, T0, limit)))
+    @rule(workflow=st.sampled_from(["one", "two", "three"]))
+    def next_due(self, workflow: str) -> None:
+        self.both(lambda store, _: dict(store.next_due(workflow)))
+
+    @rule(slot=st.integers(0, 2), want=WANTS)
+    def claim_due(self, slot: int, want: Want) -> None:
+        self.both(lambda store, side: list(store.claim_due(self.sessions[slot][side], want)))
+
+    @rule(data=st.data(), slot=st.integers(0, 2), instance_id=st.sampled_from(IDS))
+    def work_on(self, data: st.DataObject, slot: int, instance_id: str) -> None:
+        """Claim by name and offer at once, so that there is something to be claimed, lost and called off."""
+        self.be_there(slot)
+        claimed = self.both(lambda store, side: store.claim(self.sessions[slot][side], instance_id))
+        if isinstance(claimed, Loaded):
+            self.offer(data, slot, claimed.header.instance)
+
+    @rule(data=st.data(), slot=st.integers(0, 2), limit=st.integers(1, 3))
+    def run_offers(self, data: st.DataObject, slot: int, limit: int) -> None:
+        """Claim whatever is offered, and end it in one of the ways there are, or not at all."""
+        self.be_there(slot)
+        want = Want([1, 2, 3], T0, limit, tags=["eu", "gpu"])
+        found = self.both(lambda store, side: store.claim_offers(self.sessions[slot][side], want))
+        self.offers = max([self.offers, *(each.id for each in found)])
+        results = [(each.id, Message("outcome", "", each.step, T0)) for each in found]
+        for each in found[:1]:
+            for holder in range(3):  # one of them may be
+                self.call_off_one(holder, each, data.draw(st.booleans()))
+        match data.draw(st.sampled_from(["settle", "hand back", "keep", "end"])):
+            case "settle":
+                self.both(lambda store, side: store.settle(self.sessions[slot][side], results))
+            case "hand back":
+                self.both(lambda store, side: store.hand_back(self.sessions[slot][side], [each.id for each in found]))
+            case "end":
+                self.end_session(slot)
+            case _:
+                pass
+
+    def call_off_one(self, slot: int, each: Offered, stop: bool) -> None:
+        number, step = each.header.instance, each.step
+        self.both(lambda store, side: store.call_off(self.sessions[slot][side], number, [step], stop=stop))
+
+    @rule(living=st.integers(0, 2))
+    def lose_all_but(self, living: int) -> None:
+        """Let every lease run out but one, whose session ends the others."""
+        self.be_there(living)
+        self.clock.now_us += LEASE_US + 1
+        self.both(lambda store, side: store.renew(self.sessions[living][side]))
+        self.both(lambda store, side: list(store.claim_due(self.sessions[living][side], Want([], 0, 0))))
+
+    def be_there(self, slot: int) -> None:
+        """Begin a new session in place of one that is lost."""
+        if self.both(lambda store, side: store.renew(self.sessions[slot][side])) is LeaseLost:
+            self.sessions[slot] = self.new_session(slot)
+
+    @rule(data=st.data(), slot=st.integers(0, 2))
+    def offer_some(self, data: st.DataObject, slot: int) -> None:
+        self.offer(data, slot, self.number(data))
+
+    def offer(self, data: st.DataObject, slot: int, number: int) -> None:
+        made = {number: data.draw(st.lists(OFFERS, min_size=1, max_size=3))}
+        self.both(lambda store, side: store.offer(self.sessions[slot][side], made))
+
+    @rule(slot=st.integers(0, 2), want=WANTS)
+    def claim_offers(self, slot: int, want: Want) -> None:
+        found = self.both(lambda store, side: store.claim_offers(self.sessions[slot][side], want))
+        if found is not LeaseLost:
+            self.offers = max([self.offers, *(each.id for each in found)])
+
+    @rule(data=st.data(), slot=st.integers(0, 2), known=st.sampled_from(["", "", "m", "n"]))
+    def settle(self, data: st.DataObject, slot: int, known: str) -> None:
+        results = [(number, Message("outcome", "", b"%d" % number, T0, known)) for number in self.some_offers(data)]
+        self.both(lambda store, side: store.settle(self.sessions[slot][side], results))
+
+    @rule(data=st.data(), slot=st.integers(0, 2))
+    def hand_back(self, data: st.DataObject, slot: int) -> None:
+        numbers = self.some_offers(data)
+        self.both(lambda store, side: store.hand_back(self.sessions[slot][side], numbers))
+
+    @rule(data=st.data(), slot=st.integers(0, 2), steps=st.lists(STEPS, max_size=3), stop=st.booleans())
+    def call_off(self, data: st.DataObject, slot: int, steps: list[bytes], stop: bool) -> None:
+        number = self.number(data)
+        self.both(lambda store, side: store.call_off(self.sessions[slot][side], number, steps, stop=stop))
+
+    def some_offers(self, data: st.DataObject) -> list[int]:
+        newest = self.offers
+        return data.draw(st.lists(st.integers(max(newest - 4, 0), newest + 1), min_size=1, max_size=3))
 
     @rule(data=st.data(), slot=st.integers(0, 2))
     def release(self, data: st.DataObject, slot: int) -> None:
@@ -201,7 +322,11 @@ class SameAnswers(RuleBasedStateMachine):
         self.both(lambda store, _: [list(store.received(number)) for number in self.instances])
         self.both(lambda store, _: [store.count(Filter(unfinished=flag)) for flag in (True, False)])
         self.both(lambda store, _: sorted(stuck.instance_id for stuck in store.stuck(T0)))
+        self.both(lambda store, _: [sorted(store.offered(number)) for number in self.instances])
+        recent = range(max(self.offers - 8, 0), self.offers + 2)
         for slot in range(len(self.sessions)):
+            self.both(lambda store, side, slot=slot: store.holdings(self.sessions[slot][side]))  # type: ignore[misc]
+            self.both(lambda store, side, slot=slot: store.called_off(self.sessions[slot][side], recent))  # type: ignore[misc]
             self.both(lambda store, side, slot=slot: dict(store.mail(self.sessions[slot][side])))  # type: ignore[misc]
 
 
@@ -229,4 +354,4 @@ def _plain(answers: object) -> list[object]:
 
 
 TestSameAnswers = SameAnswers.TestCase
-TestSameAnswers.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestSameAnswers.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)

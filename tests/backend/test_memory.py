@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from stepwell.backend.base import Filter
+from stepwell.backend.base import Filter, Want
 from stepwell.backend.memory import InMemoryBackend
 from stepwell.backend.memory_rows import STALE_LEAST, Queue
 from stepwell.testing.sample import COMPLETED, T0, WAITING, change, create, creation, definition_of, session_of, start
@@ -71,10 +71,10 @@ def test_entries_of_what_is_not_due_any_more_are_swept() -> None:
     for name in "abc":
         start(backend, None, name)
     for _ in range(20 * STALE_LEAST):
-        found = backend.claim_due(ann, [definition], T0, 9)
+        found = backend.claim_due(ann, Want([definition], T0, 9))
         assert len(found) == 3
         backend.release(ann, [each.header.instance for each in found])
-        longest = max(longest, len(backend._definition(definition).due))
+        longest = max(longest, len(backend._definition(definition).due[""]))
     assert longest <= STALE_LEAST + 1
 
 
@@ -86,7 +86,7 @@ def test_entries_of_what_was_deleted_are_swept() -> None:
         header = create(backend, None, replace(creation(backend, str(number)), due_us=T0 + 10**9))
         backend.commit(None, [change(header, rest=COMPLETED)])
         backend.delete(str(number))
-    assert len(backend._definition(definition_of(backend)).due) <= STALE_LEAST + 1
+    assert len(backend._definition(definition_of(backend)).due[""]) <= STALE_LEAST + 1
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 200)), max_size=400))

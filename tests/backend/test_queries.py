@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -12,17 +13,21 @@ import pytest
 from msgspec.structs import replace
 
 from stepwell.backend import queries as sql
-from stepwell.backend.base import Filter, Session
-from stepwell.backend.sqlite import SqliteBackend
+from stepwell.backend import queries_offers as offer_sql
+from stepwell.backend.base import Filter, Session, Want
+from stepwell.backend.sqlite import SKIM, SqliteBackend
 from stepwell.testing.sample import (
     COMPLETED,
     FAILED,
+    RUNNING,
     T0,
     change,
+    claim_offers,
     create,
     creation,
     definition_of,
     ids,
+    offer,
     session_of,
     start,
 )
@@ -51,7 +56,8 @@ def steps_of_plan(backend: SqliteBackend, query: str, values: list[object] | Non
 @pytest.mark.parametrize(
     "name",
     [
-        "DUE", "ADMITTED", "STANDING", "LEAVE", "REST", "FREE_SESSION", "FREE", "KNOWN", "LAST_RUN", "HEADER_LAST",
+        "DUE", "DUE_IN_LANE", "DUE_IN_NO_LANE", "HELD", "HOLDS", "ADMITTED", "STANDING", "LEAVE", "WAKE", "REST",
+        "FREE_SESSION", "TAKE_OVER", "FREE", "KNOWN", "LAST_RUN", "HEADER_LAST",
         "HEADER_OF", "IMAGE", "ENTRIES_AFTER", "HISTORY", "MAIL", "RECEIVED", "PLAN", "DEFINITION_ID", "ENDED_BEFORE",
         "NEWEST_ENDED", "LAST_ENDED", "LABELS", "REMOVE_LABEL",
     ],
@@ -61,6 +67,39 @@ def test_no_hot_query_scans(empty: SqliteBackend, name: str) -> None:
     plan = steps_of_plan(empty, getattr(sql, name))
     assert plan
     assert not [step for step in plan if step.startswith(("SCAN", "USE TEMP"))]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OFFER", "OFFERED", "HOLDS", "FREE", "CLAIM", "CLAIMED", "SETTLE", "HELD_BY", "HELD_ONE", "FREE_AGAIN",
+        "REMOVE", "STANDING", "CALL_OFF", "GOES_ON", "REMOVE_ALL", "MOVE",
+    ],
+)  # fmt: skip
+def test_no_query_of_offers_scans(empty: SqliteBackend, name: str) -> None:
+    """An offer is found by its number, its instance and step, who has it, or what it asks for."""
+    plan = steps_of_plan(empty, getattr(offer_sql, name))
+    assert plan
+    assert not [step for step in plan if step.startswith(("SCAN", "USE TEMP"))]
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [(sql.LANES, "agenda_lane (definition=? AND lane>?)"), (offer_sql.TAGS, "offer_free (definition=?")],
+)
+def test_lanes_and_tags_are_one_seek_each(empty: SqliteBackend, query: str, index: str) -> None:
+    """The next one is looked up from the one before; what lies between is not walked."""
+    plan = steps_of_plan(empty, query)
+    entered = [step for step in plan if "agenda" in step or "offer" in step]
+    assert entered
+    assert all(step.startswith("SEARCH") and index in step for step in entered)
+    assert {step for step in plan if step.startswith("SCAN")} == {"SCAN next", "SCAN CONSTANT ROW"}
+
+
+def test_what_is_due_in_a_lane_is_one_walk_of_it(empty: SqliteBackend) -> None:
+    """In the order of due times, past no other lane."""
+    (step,) = steps_of_plan(empty, sql.DUE_IN_LANE)
+    assert step.startswith("SEARCH agenda USING INDEX agenda_lane (definition=? AND lane=? AND due_us")
 
 
 @pytest.mark.parametrize("statement", sql.REMOVE)
@@ -80,7 +119,7 @@ def test_mail_walks_unread_messages_and_nothing_else(empty: SqliteBackend) -> No
     first, *others = steps_of_plan(empty, sql.MAIL_OF_SESSION)
     assert first == "SCAN m"
     assert len(others) == 1
-    assert others[0].startswith("SEARCH a USING COVERING INDEX agenda_session")
+    assert others[0].startswith("SEARCH a USING INTEGER PRIMARY KEY")
 
 
 def test_stuck_looks_at_instances_and_never_at_the_journal(empty: SqliteBackend) -> None:
@@ -88,6 +127,12 @@ def test_stuck_looks_at_instances_and_never_at_the_journal(empty: SqliteBackend)
     plan = steps_of_plan(empty, sql.STUCK)
     assert [step for step in plan if step.startswith("SCAN")] == ["SCAN i"]
     assert not [step for step in plan if "journal" in step]
+
+
+def test_stuck_looks_at_offers_and_what_they_belong_to(empty: SqliteBackend) -> None:
+    """Once over the offers, which are few."""
+    plan = steps_of_plan(empty, offer_sql.STUCK)
+    assert [step.split()[1] for step in plan if step.startswith("SCAN")] == ["o", "(subquery-2)"]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +177,11 @@ def park(backend: SqliteBackend, count: int) -> None:
             ((number, definition, T0) for number in range(1, count + 1)),
         )
         connection.executemany(
-            "INSERT INTO agenda (instance, definition, due_us) VALUES (?, ?, ?)",
-            ((number, definition, T0 + 10**9 if number % 2 else None) for number in range(1, count + 1)),
+            "INSERT INTO agenda (instance, definition, due_us, lane) VALUES (?, ?, ?, ?)",
+            (
+                (number, definition, T0 + 10**9 if number % 2 else None, f"lane-{number}" if number % 3 else "")
+                for number in range(1, count + 1)
+            ),
         )
     connection.close()
 
@@ -141,8 +189,14 @@ def park(backend: SqliteBackend, count: int) -> None:
 def populated(backend: SqliteBackend, parked: int) -> SqliteBackend:
     """Add, to what is parked, a few that are due, failed, labelled or ended."""
     park(backend, parked)
-    for name in ("due-1", "due-2"):
+    for name in ("due-1", "due-2", "due-3"):
         start(backend, None, name)
+    avoided = start(backend, None, "avoided")
+    backend.commit(None, [change(avoided, rest=replace(RUNNING, avoid="ann"))])
+    holder = session_of(backend, "holder")
+    many, one = (start(backend, holder, name, workflow="offering") for name in ("many offers", "one offer"))
+    for_others = [offer(b"%d" % number, 1, ["gpu", f"{number % 3}"]) for number in range(parked // 20)]
+    backend.offer(holder, {many.instance: for_others, one.instance: [offer(tags=["eu"])]})
     create(backend, None, replace(creation(backend, "labelled"), labels={"k": "v"}, due_us=None, state="waiting"))
     for name, rest in (("failed", FAILED), ("done-1", COMPLETED), ("done-2", COMPLETED)):
         backend.commit(None, [change(start(backend, None, name), rest=rest)])
@@ -174,9 +228,21 @@ def work(backend: SqliteBackend, action: Callable[[], Any]) -> tuple[Any, int]:
         connection.trace_v2(0, None, id="work")
 
 
+def limited(store: SqliteBackend, now_us: int, most: int) -> Want:
+    work = definition_of(store)
+    return Want([work], now_us, 1, avoid="ann", patience_us=9, most={work: most})
+
+
 QUERIES: dict[str, Callable[[SqliteBackend, Session], object]] = {
-    "an idle poll": lambda store, ann: ids(store.claim_due(ann, [definition_of(store)], 0, 10)),
-    "a claim of what is due": lambda store, ann: ids(store.claim_due(ann, [definition_of(store)], T0, 10)),
+    "an idle poll": lambda store, ann: ids(store.claim_due(ann, Want([definition_of(store)], 0, 10))),
+    "an idle poll within lanes": lambda store, ann: ids(store.claim_due(ann, limited(store, 0, 5))),
+    "a claim within lanes": lambda store, ann: ids(store.claim_due(ann, limited(store, T0, 5))),
+    "an idle poll in full lanes": lambda store, ann: ids(store.claim_due(ann, limited(store, T0, 0))),
+    "a claim of what is due": lambda store, ann: ids(store.claim_due(ann, Want([definition_of(store)], T0, 10))),
+    "a poll for offers": lambda store, ann: claim_offers(store, ann),
+    "a claim of an offer": lambda store, ann: [
+        each.step for each in claim_offers(store, ann, workflow="offering", tags=["eu"])
+    ],
     "the next due time": lambda store, _: store.next_due("work"),
     "a claim by id": lambda store, ann: store.claim(ann, "parked-7") is not None,
     "mail": lambda store, ann: store.mail(ann),
@@ -197,6 +263,32 @@ def test_work_does_not_grow_with_what_is_parked(stores: list[SqliteBackend]) -> 
         few, many = (work(store, partial(query, store, ann)) for store, ann in zip(stores, sessions, strict=True))
         assert few == many, name
         assert few[1] > 0, name
+
+
+def queue_in_full_lanes(folder: Path, count: int) -> SqliteBackend:
+    """Return a store in which many are due in lanes that are full, and after them one in another lane."""
+    backend = SqliteBackend(folder / f"{count}.db", durability="fast")
+    ann, made = session_of(backend, "holder"), replace(creation(backend), due_us=1)
+    backend.create(ann, [replace(made, instance_id=f"held-{lane}", lane=lane) for lane in ("", "eu")])
+    lanes = {f"{number}": "eu" if number % 2 else "" for number in range(count)}
+    backend.create(None, [replace(made, instance_id=name, lane=lane) for name, lane in lanes.items()])
+    create(backend, None, replace(made, instance_id="last", lane="us", due_us=2))
+    return backend
+
+
+def test_a_queue_in_full_lanes_is_not_walked(tmp_path: Path) -> None:
+    """What waits for room costs the same however much it is, and what is due behind it is found."""
+    stores = [queue_in_full_lanes(tmp_path, count) for count in (2 * SKIM, 100 * SKIM)]
+    sessions = [session_of(store) for store in stores]
+    for name, found in (("a claim", ["last"]), ("an idle poll", [])):
+        few, many = (
+            work(store, lambda store=store, ann=ann: ids(store.claim_due(ann, limited(store, 9, 1))))
+            for store, ann in zip(stores, sessions, strict=True)
+        )
+        assert few == many, name
+        assert few[0] == found, name
+    for store in stores:
+        store.close()
 
 
 def test_stuck_does_not_find_what_is_parked(stores: list[SqliteBackend]) -> None:

@@ -11,7 +11,8 @@ import apsw
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Change, Filter, Session
+from stepwell.backend.base import Change, Filter, Session, Want
+from stepwell.backend.liveness import this_process
 from stepwell.backend.sqlite import SqliteBackend
 from stepwell.errors import BackendError
 from stepwell.testing.sample import (
@@ -19,10 +20,14 @@ from stepwell.testing.sample import (
     T0,
     WAITING,
     change,
+    claim_offers,
     create,
     creation,
     definition_of,
     dump,
+    header_of,
+    offer,
+    outcome,
     session_of,
     signal,
     start,
@@ -72,7 +77,43 @@ def post(backend: SqliteBackend, _: Session) -> object:
 
 
 def claim_due(backend: SqliteBackend, ann: Session) -> object:
-    return backend.claim_due(ann, [definition_of(backend)], T0, 10)
+    return backend.claim_due(ann, Want([definition_of(backend)], T0, 10))
+
+
+def take_over(backend: SqliteBackend, ann: Session) -> object:
+    """End a session that is over, with its instances and offers, while claiming what that frees."""
+    return backend.claim_due(ann, Want([definition_of(backend)], T0, 10, most={definition_of(backend): 9}))
+
+
+def offer_some(backend: SqliteBackend, ann: Session) -> object:
+    a, b = (backend.header(name) for name in "ab")
+    assert a is not None
+    assert b is not None
+    return backend.offer(ann, {a.instance: [offer(b"x"), offer(b"y", tags=["eu"])], b.instance: [offer(b"x")]})
+
+
+def claim_some_offers(backend: SqliteBackend, ann: Session) -> object:
+    return claim_offers(backend, ann, limit=2)
+
+
+def settle_some(backend: SqliteBackend, ann: Session) -> object:
+    return backend.settle(ann, [(1, outcome()), (2, replace(outcome(), message_id="n")), (99, outcome())])
+
+
+def hand_back_some(backend: SqliteBackend, ann: Session) -> object:
+    return backend.hand_back(ann, [1, 2])
+
+
+def call_off_some(backend: SqliteBackend, ann: Session) -> object:
+    a = backend.header("a")
+    assert a is not None
+    return backend.call_off(ann, a.instance, [b"free", b"mine"], stop=True)
+
+
+def end_with_offers(backend: SqliteBackend, ann: Session) -> object:
+    a = backend.header("a")
+    assert a is not None
+    return backend.commit(ann, [change(a, rest=COMPLETED)])
 
 
 def end_session(backend: SqliteBackend, ann: Session) -> object:
@@ -83,7 +124,7 @@ def purge(backend: SqliteBackend, _: Session) -> object:
     return backend.purge(10**18, 1, 10)
 
 
-TABLES = ("instance", "journal", "agenda", "inbox", "received", "label")
+TABLES = ("instance", "journal", "agenda", "inbox", "received", "label", "offer")
 
 ACTIONS: tuple[Action, ...] = (
     commit_steps,
@@ -93,13 +134,20 @@ ACTIONS: tuple[Action, ...] = (
     restore_some,
     post,
     claim_due,
+    take_over,
+    offer_some,
+    claim_some_offers,
+    settle_some,
+    hand_back_some,
+    call_off_some,
+    end_with_offers,
     end_session,
     purge,
 )
 
 
 def prepare(path: Path) -> tuple[SqliteBackend, Session]:
-    """Make a store with held, free and ended instances, and a message."""
+    """Make a store with held, free and ended instances, a message, offers of each kind, and a session that is over."""
     backend = SqliteBackend(path, durability="fast")
     ann = session_of(backend)
     start(backend, ann, "a")
@@ -108,7 +156,19 @@ def prepare(path: Path) -> tuple[SqliteBackend, Session]:
     start(backend, None, "free")
     ended = create(backend, None, replace(creation(backend, "ended"), labels={"k": "v"}))
     backend.commit(None, [change(ended, rest=COMPLETED)])
+    made = [offer(b"mine", 1), offer(b"mine too", 2), offer(b"lost", 3, lives=1), offer(b"free", 4)]
+    backend.offer(ann, {header_of(backend).instance: made})
+    claim_offers(backend, ann, limit=2)
+    backend.call_off(ann, header_of(backend).instance, [b"mine too"], stop=True)
+    late = backend.open_session(this_process("late"), -1)
+    claim_offers(backend, late, limit=1)
+    start(backend, late, "late")
     return backend, ann
+
+
+def everything(backend: SqliteBackend) -> list[object]:
+    """Return all that can be seen, and the offers row by row."""
+    return [*dump(backend), *backend._database.connection.execute("SELECT * FROM offer").fetchall()]
 
 
 def test_nothing_is_left_of_what_was_removed(tmp_path: Path) -> None:
@@ -130,13 +190,13 @@ def test_nothing_is_left_of_what_was_removed(tmp_path: Path) -> None:
 def test_a_write_that_fails_at_any_statement_changes_nothing(action: Action, tmp_path: Path) -> None:
     """An error before the n-th statement, for every n, leaves all rows as they were and the backend usable."""
     backend, ann = prepare(tmp_path / "store.db")
-    before = dump(backend)
+    before = everything(backend)
     nth = 1
     while fails_at(nth, backend, lambda: action(backend, ann)):
-        assert dump(backend) == before
+        assert everything(backend) == before
         nth += 1
     assert nth > 3
-    assert dump(backend) != before
+    assert everything(backend) != before
     backend.close()
 
 

@@ -14,7 +14,7 @@ import apsw
 import pytest
 
 from stepwell.backend import queries, sqlite_file
-from stepwell.backend.base import Change, Filter
+from stepwell.backend.base import Change, Filter, Want
 from stepwell.backend.sqlite import SqliteBackend
 from stepwell.codec import MsgpackCodec
 from stepwell.errors import (
@@ -403,7 +403,7 @@ def test_a_step_is_four_statements(backend: SqliteBackend) -> None:
 def test_an_idle_poll_takes_no_write_lock(backend: SqliteBackend) -> None:
     """Looking for work when there is none never begins a write."""
     ann = session_of(backend)
-    statements = _statements(backend, lambda: backend.claim_due(ann, [1], T0, 10))
+    statements = _statements(backend, lambda: backend.claim_due(ann, Want([1], T0, 10)))
     assert statements[0] == "BEGIN"
     assert "BEGIN IMMEDIATE" not in statements
 
@@ -440,7 +440,7 @@ def test_a_step_is_at_most_300_bytes_on_disk(backend: SqliteBackend, path: Path)
 
 def test_a_waiting_instance_is_not_looked_at(backend: SqliteBackend) -> None:
     """Claims walk an index of what is free and due, so parked instances cost nothing."""
-    plan = backend._database.connection.execute(f"EXPLAIN QUERY PLAN {queries.DUE}", (1, T0, 9)).fetchall()
+    plan = backend._database.connection.execute(f"EXPLAIN QUERY PLAN {queries.DUE}", (1, T0, "", 0, 9)).fetchall()
     assert len(plan) == 1
     assert plan[0][3].startswith("SEARCH agenda USING INDEX agenda_due (definition=?")
 

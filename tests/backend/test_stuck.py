@@ -8,10 +8,23 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import NO_SESSION, NOTHING_MOVES, UNREAD, Filter
+from stepwell.backend.base import NO_SESSION, NOTHING_MOVES, OFFER_LEFT, OFFER_NO_SESSION, UNREAD, Filter
 from stepwell.backend.memory import InMemoryBackend
 from stepwell.backend.sqlite import SqliteBackend
-from stepwell.testing.sample import COMPLETED, RUNNING, T0, WAITING, change, create, creation, session_of, signal, start
+from stepwell.testing.sample import (
+    COMPLETED,
+    RUNNING,
+    T0,
+    WAITING,
+    change,
+    claim_offers,
+    create,
+    creation,
+    offers,
+    session_of,
+    signal,
+    start,
+)
 
 pytestmark = pytest.mark.broken_store
 
@@ -30,6 +43,8 @@ def backend(tmp_path: Path) -> Iterator[SqliteBackend]:
     old = start(backend, None, "replaced")
     create(backend, None, replace(creation(backend, "replaced"), replacing=change(old, count=0)))
     backend.post(start(backend, ann, "unread").instance, signal())
+    offers(backend, ann, start(backend, ann, "offering"), b"free", b"claimed")
+    claim_offers(backend, ann, limit=1)
     yield backend
     backend.close()
 
@@ -41,7 +56,7 @@ def found(backend: SqliteBackend | InMemoryBackend) -> dict[str, str]:
 def test_what_something_moves_is_not_stuck(backend: SqliteBackend) -> None:
     """Claimed, due now or later, waiting, paused, held, ended, replaced: all are in order."""
     assert found(backend) == {}
-    assert backend.count(Filter()) == 11
+    assert backend.count(Filter()) == 12
 
 
 @pytest.mark.parametrize(
@@ -78,7 +93,40 @@ def test_a_row_that_nothing_moves_is_found(backend: SqliteBackend, instance_id: 
 def test_every_claim_of_a_session_that_is_gone_is_found(backend: SqliteBackend) -> None:
     """A session is ended with its claims freed; one that vanished otherwise has left them."""
     backend._database.connection.execute("DELETE FROM session")
-    assert found(backend) == {"claimed": NO_SESSION, "unread": NO_SESSION}
+    assert found(backend) == {"claimed": NO_SESSION, "unread": NO_SESSION, "offering": OFFER_NO_SESSION}
+
+
+@pytest.mark.parametrize(
+    ("instance_id", "damage", "reason"),
+    [
+        ("completed", "UPDATE offer SET instance = ? WHERE session IS NULL", OFFER_LEFT),
+        ("completed", "UPDATE offer SET instance = ? WHERE session IS NOT NULL", OFFER_LEFT),
+        ("", "UPDATE offer SET instance = ? + 99", OFFER_LEFT),
+        ("claimed", "UPDATE offer SET instance = ?, session = 99 WHERE session IS NOT NULL", OFFER_NO_SESSION),
+    ],
+)
+def test_an_offer_that_nothing_ends_is_found(
+    backend: SqliteBackend, instance_id: str, damage: str, reason: str
+) -> None:
+    """By the instance it stands for, once; no name is left of one that is gone."""
+    header = backend.header(instance_id or "completed")
+    assert header is not None
+    backend._database.connection.execute(damage, [header.instance])
+    assert [(each.instance_id, each.reason) for each in backend.stuck(T0)] == [(instance_id, reason)]
+
+
+def test_the_reference_store_finds_such_offers_too() -> None:
+    """The same rows, broken in memory."""
+    backend = InMemoryBackend()
+    ann, bob = session_of(backend), session_of(backend, "bob")
+    header = start(backend, ann)
+    offers(backend, ann, header, b"x", b"y")
+    claim_offers(backend, bob, limit=1)
+    assert found(backend) == {}
+    del backend._sessions[bob.id]
+    assert found(backend) == {"a": OFFER_NO_SESSION}
+    backend._runs[header.instance].state = "completed"
+    assert found(backend) == {"a": OFFER_LEFT}
 
 
 @pytest.mark.parametrize(

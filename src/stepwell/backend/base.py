@@ -4,7 +4,7 @@ Each method is exactly one transaction. No method is optional and none has a def
 declares in :class:`Capabilities`, and whoever needs it refuses at construction. A store decides nothing about a
 workflow: facts, outputs and images are bytes to it, and it compares only ids, numbers, tokens and times.
 
-Three rules carry the promise of stepwell:
+Five rules carry the promise of stepwell:
 
 *Admission.* A write names the session it belongs to and the seq it continues from. It lands whole if that session is
 live and that seq is still the journal's last, else not at all: a lost session raises
@@ -18,266 +18,92 @@ journal. An instance that nobody holds may be written by anyone with the right s
 session) is due at once, unless it was waiting, paused or held with nothing written since; with unread messages it
 always is. So neither a crash nor a message that crosses a release can leave it where nobody looks.
 
+*Being suspect.* Whoever ends a session that is dead or over, not the session itself, counts that for each instance it
+held: :attr:`Header.suspect` says how many sessions were lost with it since its last entry was written. What is done
+about that is decided elsewhere.
+
+*Offers.* A holder may let other sessions run single steps of what it holds. An offer is a row that says what to run;
+whoever claims it brings the outcome as a message to the instance's inbox, in the transaction that ends the offer. So
+an offer never lets anybody but the holder write a journal. Offers are made of what the journal says and carry no
+promise of their own: those of a run go when it ends, and a holder that finds none for a step makes one anew.
+
 Times that end up in rows are wall-clock microseconds given by the caller, except leases, which are read from the
 store's own lease clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import msgspec
-
-from stepwell.errors import OptionError
-from stepwell.types import ENDED, State
+from .records import (
+    BROUGHT_BYTES,
+    LOST,
+    NO_SESSION,
+    NOTHING_MOVES,
+    OFFER_LEFT,
+    OFFER_NO_SESSION,
+    PATIENT,
+    UNREAD,
+    Capabilities,
+    Change,
+    Created,
+    Creation,
+    Entry,
+    Filter,
+    Header,
+    Holder,
+    Loaded,
+    Message,
+    Offer,
+    Offered,
+    Outcome,
+    Posted,
+    Rest,
+    Session,
+    Stuck,
+    Want,
+    check_creation,
+    check_purge,
+    lost_message,
+)
 
 if TYPE_CHECKING:
     from stepwell.codec import Codec
 
-Outcome: TypeAlias = Literal["done", "mail", "conflict", "held"]
-"""What became of one change.
-
-``"done"``: it landed. ``"mail"``: it landed and gave the instance back, but messages are waiting, so it is due at once:
-claim it again. ``"conflict"``: the journal has moved on, or another session holds it; nothing of this change landed.
-``"held"``: a live session holds it; post to it instead.
-"""
-
-Posted: TypeAlias = Literal["posted", "free", "ended", "known"]
-
-
-class Capabilities(msgspec.Struct, frozen=True):
-    """What a store can do.
-
-    ``durable``: survives the process. ``multi_process``: several processes may share it. ``user_transactions``: a step
-    may commit inside the user's own transaction.
-    """
-
-    durable: bool
-    multi_process: bool
-    user_transactions: bool
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """Which process a session lives in, so that its death can be proven on the same host.
-
-    ``started`` is the process's start time in the kernel's own unit, ``0`` where it cannot be known. A pid means
-    something only within one ``boot_id`` and one pid ``namespace``; both are ``""`` where they cannot be known.
-    """
-
-    name: str
-    host: str
-    pid: int
-    started: int
-    boot_id: str
-    namespace: str = ""
-
-
-class Session(msgspec.Struct, frozen=True):
-    """A right to write until the lease ends. ``token`` is drawn at random for each session and fences every write."""
-
-    id: int
-    token: int
-    lease_us: int
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One journal row: what one event led to, and the one value it brought (an output, a payload or an error).
-
-    ``took_us`` is how long the attempt that ended with this entry ran, 0 for other entries.
-    """
-
-    seq: int
-    facts: bytes
-    output: bytes | None
-    at_us: int
-    took_us: int = 0
-
-
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """Something posted to an instance that a session holds: a signal (``name`` set) or a request.
-
-    ``id`` is given by the store in order of arrival and is 0 when posting. A ``message_id`` is accepted once.
-    """
-
-    kind: str
-    name: str
-    payload: bytes | None
-    at_us: int
-    message_id: str = ""
-    id: int = 0
-
-
-class Rest(msgspec.Struct, frozen=True, gc=False):
-    """How an instance is left when a commit ends a stretch of work.
-
-    Attributes:
-        state: what ``status`` shows until the next commit.
-        image: the engine's whole state after the last entry, so that a load need not read older ones.
-        due_us: when the instance wants to be claimed again; ``None``: only a message can move it.
-        release: give the claim back. An ended instance is always released.
-        result_seq: the entry whose value is the result or the error, 0 if none.
-        definition: the definition it goes on with, ``None`` if it stays with its own.
-    """
-
-    state: State
-    image: bytes
-    due_us: int | None = None
-    release: bool = True
-    result_seq: int = 0
-    definition: int | None = None
-
-
-class Change(msgspec.Struct, frozen=True, gc=False):
-    """Entries to append to one instance after seq ``base``, messages they took in, and how it is left.
-
-    ``instance`` is the store's number for one run of an instance. ``rest`` is ``None`` while work goes on.
-    ``message_ids`` are those of messages that the entries bring in without having been posted; if one was accepted
-    before, the change is a conflict. Entries are numbered from ``base`` + 1 without a gap, else the change is a
-    conflict too.
-    """
-
-    instance: int
-    base: int
-    entries: Sequence[Entry]
-    taken: Sequence[int] = ()
-    rest: Rest | None = None
-    message_ids: Sequence[str] = ()
-
-
-class Creation(msgspec.Struct, frozen=True):
-    """A new run of an instance, inserted if ``instance_id`` is free or, with ``replacing``, in place of its last run.
-
-    ``replacing`` is the change that ends the old run, whoever holds it; it and the creation land together or not at
-    all, and the old run's inbox is emptied.
-
-    The last seven fields restore a run that another store had, with its history, image and state.
-
-    Attributes:
-        definition: what :meth:`Backend.register` returned.
-        origin: the id of the store whose idempotency keys the run goes on with, ``""`` for this one.
-        run: the number of the run, 0: the next one. Not together with ``replacing``.
-        messages: its inbox, oldest first; they get ids of this store. An unfinished run with messages is due at once.
-        message_ids: ids that were accepted before; those of ``messages`` need not be repeated.
-        result_seq: as in :class:`Rest`.
-        updated_us: when it was written last, 0: ``at_us``.
-        ended_us: when it ended, ``None``: ``at_us``. Only with a state that is an end.
-    """
-
-    instance_id: str
-    definition: int
-    input_digest: bytes
-    entries: Sequence[Entry]
-    at_us: int
-    state: State = "pending"
-    due_us: int | None = 0
-    labels: Mapping[str, str] = {}
-    trace: str = ""
-    claim: bool = True
-    image: bytes | None = None
-    replacing: Change | None = None
-    origin: str = ""
-    run: int = 0
-    messages: Sequence[Message] = ()
-    message_ids: Sequence[str] = ()
-    result_seq: int = 0
-    updated_us: int = 0
-    ended_us: int | None = None
-
-
-class Header(msgspec.Struct, frozen=True, gc=False):
-    """An instance's row, without its history. ``instance`` numbers this run of it; ``seq`` is its last entry.
-
-    ``held_by`` and ``session`` are the name and id of the live session that holds it, ``""`` and 0 if none does.
-    While it is held, ``state``, ``updated_us`` and ``due_us`` are what the last rest wrote. ``mail`` counts the
-    waiting messages. ``definition`` is the store's number of what it goes on with; later ones are greater. ``origin``
-    is the id of the store that idempotency keys are made from, ``""`` for this one.
-    """
-
-    instance: int
-    instance_id: str
-    run: int
-    workflow: str
-    fingerprint: str
-    state: State
-    seq: int
-    created_us: int
-    updated_us: int
-    ended_us: int | None
-    due_us: int | None
-    input_digest: bytes
-    result_seq: int
-    held_by: str
-    mail: int
-    labels: Mapping[str, str] = {}
-    trace: str = ""
-    session: int = 0
-    definition: int = 0
-    origin: str = ""
-
-
-class Created(msgspec.Struct, frozen=True, gc=False):
-    """Says that this call created the run, and how its row looks now."""
-
-    header: Header
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """What a session needs to go on: the image, the entries after it (outputs left out), and the waiting messages."""
-
-    header: Header
-    image: bytes | None
-    entries: Sequence[Entry]
-    mail: Sequence[Message]
-
-
-class Filter(msgspec.Struct, frozen=True):
-    """Which instances to list; empty fields do not restrict. Newest first; ``after`` is the last number of a page."""
-
-    states: Sequence[State] = ()
-    workflow: str = ""
-    labels: Mapping[str, str] = {}
-    created_from_us: int | None = None
-    created_to_us: int | None = None
-    unfinished: bool = False
-    after: int | None = None
-    limit: int = 100
-
-
-class Stuck(msgspec.Struct, frozen=True):
-    """An instance that nothing will ever move, and why. A correct store never has one."""
-
-    instance_id: str
-    reason: str
-
-
-PATIENT: Final[frozenset[str]] = frozenset({"waiting", "paused", "held"})
-"""The states of an instance that may rest without a due time."""
-
-NOTHING_MOVES: Final = "it is not held by a session, has no due time, and its state waits for nothing"
-NO_SESSION: Final = "the session that holds it does not exist"
-UNREAD: Final = "it has unread messages, is not held by a session and has no due time"
-
-
-def check_creation(creation: Creation) -> None:
-    """Refuse a creation that contradicts itself."""
-    for seq, entry in enumerate(creation.entries, 1):
-        if entry.seq != seq:
-            raise OptionError(
-                f"the entries of new instance {creation.instance_id!r} must be numbered 1, 2, 3 and so on"
-            )
-    if creation.run and (creation.run < 0 or creation.replacing is not None):
-        raise OptionError(f"run of new instance {creation.instance_id!r} must be 0, or above it and without replacing")
-    if creation.ended_us is not None and creation.state not in ENDED:
-        raise OptionError(f"new instance {creation.instance_id!r} is {creation.state} and cannot have an ended_us")
-
-
-def check_purge(ended_before_us: int | None, keep: int | None) -> None:
-    """Refuse a purge that does not say what may go."""
-    if ended_before_us is None and keep is None:
-        raise OptionError("purge needs ended_before_us, or keep, or both; without either it would not know what may go")
-    if keep is not None and keep < 0:
-        raise OptionError(f"keep must be 0 or more, not {keep}")
+__all__ = [
+    "BROUGHT_BYTES",
+    "LOST",
+    "NOTHING_MOVES",
+    "NO_SESSION",
+    "OFFER_LEFT",
+    "OFFER_NO_SESSION",
+    "PATIENT",
+    "UNREAD",
+    "Backend",
+    "Capabilities",
+    "Change",
+    "Created",
+    "Creation",
+    "Entry",
+    "Filter",
+    "Header",
+    "Holder",
+    "Joined",
+    "Loaded",
+    "Message",
+    "Offer",
+    "Offered",
+    "Outcome",
+    "Posted",
+    "Rest",
+    "Session",
+    "Stuck",
+    "Want",
+    "check_creation",
+    "check_purge",
+    "lost_message",
+]
 
 
 class Joined(Protocol):
@@ -393,8 +219,8 @@ class Backend(Protocol):
         """
         ...
 
-    def claim_due(self, session: Session, definitions: Sequence[int], now_us: int, limit: int) -> Sequence[Loaded]:
-        """Take up to ``limit`` unheld instances of these definitions that are due, oldest due first.
+    def claim_due(self, session: Session, want: Want) -> Sequence[Loaded]:
+        """Take unheld instances that are due and wanted, those of each definition oldest due first.
 
         Sessions that are dead or whose lease is over are ended first, which frees what they held.
         """
@@ -404,8 +230,64 @@ class Backend(Protocol):
         """Return the definitions of a workflow, and when the first free instance of each is due: ``None``: none is."""
         ...
 
+    def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the instances and the offers that this session has claimed, by number. Raises ``LeaseLost``."""
+        ...
+
     def release(self, session: Session, instances: Sequence[int]) -> None:
         """Give claims back without saying how the instances are left; those of others are passed over."""
+        ...
+
+    # --- offers -----------------------------------------------------------------------------------
+
+    def offer(self, session: Session, offers: Mapping[int, Sequence[Offer]]) -> None:
+        """Offer steps of instances that this session holds; one that is offered already stays as it is.
+
+        Offers of an instance that it does not hold are passed over. Raises ``LeaseLost``.
+        """
+        ...
+
+    def offered(self, instance: int) -> Sequence[bytes]:
+        """Return which steps of an instance are offered, claimed or not, in no order."""
+        ...
+
+    def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
+        """Claim free offers of the wanted definitions whose tags this session has, the lowest rank of all first.
+
+        An offer goes with its instance when that moves to another definition.
+
+        As with :meth:`claim_due`, sessions that are over are ended first: their offers are free again, or lost. Raises
+        ``LeaseLost``.
+        """
+        ...
+
+    def settle(self, session: Session, results: Sequence[tuple[int, Message]]) -> Sequence[bool]:
+        """End offers that this session has claimed, each with the message that goes to its instance's inbox.
+
+        An instance that nobody holds is due at once then. Returns for each whether it was still there to be ended,
+        called off or not; of the others nothing is written. A message whose id was accepted before ends its offer
+        and is dropped. Raises ``LeaseLost``.
+        """
+        ...
+
+    def hand_back(self, session: Session, offers: Sequence[int]) -> None:
+        """Give up claimed offers, which are free again unless they were called off; then they are gone.
+
+        For each that was called off, its instance gets the message of :attr:`Offer.lives`. Raises ``LeaseLost``.
+        """
+        ...
+
+    def call_off(self, session: Session, instance: int, steps: Sequence[bytes], *, stop: bool) -> Sequence[bytes]:
+        """Take back offers of an instance that this session holds.
+
+        Those that nobody has claimed are gone, and returned. Those that are claimed stay; with ``stop`` they are called
+        off, which whoever runs them sees in :meth:`called_off`. Of an instance that it does not hold nothing is taken
+        back. Raises ``LeaseLost``.
+        """
+        ...
+
+    def called_off(self, session: Session, offers: Sequence[int]) -> Sequence[int]:
+        """Return which of these offers, claimed by this session, were called off or are gone. Raises ``LeaseLost``."""
         ...
 
     # --- reading ----------------------------------------------------------------------------------
@@ -467,6 +349,13 @@ class Backend(Protocol):
 
     # --- the user's transaction -------------------------------------------------------------------
 
+    def connect(self) -> object:
+        """Return a new connection to the same database, set up like the store's own; closing it is the caller's.
+
+        Raises ``OptionError`` from a store whose ``capabilities.user_transactions`` is false.
+        """
+        ...
+
     def within(self, connection: object) -> Joined:
         """Return a view that works inside the user's transaction on ``connection``.
 
@@ -478,7 +367,18 @@ class Backend(Protocol):
     # --- whether to look --------------------------------------------------------------------------
 
     def hint(self) -> int:
-        """Return a number that changes when another session may have written. Cheap; a poll needs nothing else."""
+        """Return a number that changes when another session may have written. Cheap; a poll needs nothing else.
+
+        Where word of others' writes may be lost on the way, the number also changes from time to time by itself.
+        """
+        ...
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        """Call ``wake``, from any thread, soon after another session may have written; return what ends that.
+
+        It is called without a reason now and then, and may miss one: a poll stays necessary. ``None``: this store is
+        told of nothing, so whoever waits looks at :meth:`hint` in short intervals.
+        """
         ...
 
     def close(self) -> None:

@@ -1,29 +1,26 @@
 """The reference store: what every backend means, in plain Python with one lock and no disk.
 
 It is meant to be read beside :mod:`.base`. Where another backend and this one differ, this one is right; the
-differential test in ``tests/backend`` runs the same random operations on both.
-
-A run is *held* while ``run.session`` names a session that still exists; ending a session is the one way to free what it
-holds. Due runs are found through a queue per definition whose entries may be stale: one counts only if the run is still
-free and still due at that moment, so nothing ever has to be taken out of the middle.
+differential test in ``tests/backend`` runs the same random operations on both. Who holds what, and how that ends, is in
+:mod:`.memory_store`.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from threading import RLock
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
-from msgspec.structs import replace
-
-from stepwell.errors import Closed, LeaseLost, OptionError
+from stepwell.errors import OptionError
 from stepwell.types import ENDED
 
 from .base import (
     NO_SESSION,
     NOTHING_MOVES,
+    OFFER_LEFT,
+    OFFER_NO_SESSION,
     PATIENT,
     UNREAD,
     Capabilities,
@@ -36,22 +33,27 @@ from .base import (
     Holder,
     Loaded,
     Message,
+    Offer,
+    Offered,
     Outcome,
     Posted,
     Rest,
     Session,
     Stuck,
+    Want,
     check_creation,
     check_purge,
 )
-from .liveness import is_dead, lease_clock
-from .memory_rows import Definition, Held, Queue, Run
+from .liveness import lease_clock
+from .memory_rows import Definition, Held, Run, Standing, matches
+from .memory_store import MemoryStore
+from .turns import Due, Room, in_turn
 
 if TYPE_CHECKING:
     from stepwell.codec import Codec
 
 
-class InMemoryBackend:
+class InMemoryBackend(MemoryStore):
     """A store that lives as long as this object: for tests of what a restart does, with two runners on one store.
 
     Args:
@@ -69,25 +71,17 @@ class InMemoryBackend:
     capabilities = Capabilities(durable=False, multi_process=False, user_transactions=False)
 
     def __init__(self, codec: Codec | None = None, *, lease_clock: Callable[[], int] = lease_clock) -> None:
-        if codec is None:
-            from stepwell.codec import JsonCodec
+        from stepwell.codec import JsonCodec, check_codec
 
+        if codec is None:
             codec = JsonCodec()
+        check_codec(codec)
+        super().__init__(lease_clock)
         self.codec: Codec = codec
         self.backend_id = secrets.token_hex(16)
-        self._clock = lease_clock
-        self._lock = RLock()
-        self._closed = False
-        self._writes = 0
-        self._sessions: dict[int, Held] = {}
-        self._definitions: list[Definition] = []
-        self._runs: dict[int, Run] = {}
-        self._last: dict[str, Run] = {}
-        self._ended: dict[int, int] = {}  # of last runs, when they ended
-        self._oldest: list[tuple[int, int]] | None = None  # the same sorted, the next to purge last; None: not sorted
-        self._numbers = 0
-        self._messages = 0
-        self._session_ids = 0
+
+    def __repr__(self) -> str:
+        return "InMemoryBackend()"
 
     @property
     def codec_id(self) -> int:
@@ -111,7 +105,7 @@ class InMemoryBackend:
         with self._open():
             held = self._sessions.get(session.id)
             if held is not None and held.session.token == session.token:
-                self._end(held)
+                self._end(held, lost=False)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -123,10 +117,8 @@ class InMemoryBackend:
                     known.plan = plan
                     return known.id
             self._writes += 1
-            number = len(self._definitions) + 1
-            definition = Definition(number, name, fingerprint, plan, Queue(partial(self._is_due, number)))
-            self._definitions.append(definition)
-            return definition.id
+            self._definitions.append(Definition(len(self._definitions) + 1, name, fingerprint, plan))
+            return len(self._definitions)
 
     def create(
         self, session: Session | None, creations: Sequence[Creation]
@@ -183,6 +175,7 @@ class InMemoryBackend:
     def _replace(self, run: Run) -> None:
         """Close a run to every further write, whoever holds it."""
         self._drop_claim(run)
+        self._drop_offers(run)
         run.replaced, run.due_us = True, None
         run.mail.clear()
         self._ended.pop(run.number, None)
@@ -211,7 +204,7 @@ class InMemoryBackend:
             run.journal.extend(change.entries)
             return "done"
         self._apply(run, change)
-        return self._settle(run, held, change.rest)
+        return self._leave(run, held, change.rest)
 
     def _apply(self, run: Run, change: Change) -> None:
         self._writes += 1
@@ -222,18 +215,21 @@ class InMemoryBackend:
         if (rest := change.rest) is None:
             return
         run.state, run.image, run.image_seq = rest.state, rest.image, len(run.journal)
-        run.due_us, run.result_seq = rest.due_us, rest.result_seq
-        run.definition = run.definition if rest.definition is None else self._definition(rest.definition)
+        run.due_us, run.result_seq, run.avoid = rest.due_us, rest.result_seq, rest.avoid
+        if rest.definition is not None:
+            run.definition = self._definition(rest.definition)
+            self._offers.move(run)
         last_us = run.journal[-1].at_us if run.journal else 0  # it may have come with an earlier change
         run.updated_us = last_us if change.entries else max(run.updated_us, last_us)
         run.ended_us = run.updated_us if run.ended else None
         self._note_end(run)
 
-    def _settle(self, run: Run, held: Held | None, rest: Rest | None) -> Outcome:
+    def _leave(self, run: Run, held: Held | None, rest: Rest | None) -> Outcome:
         """Decide who holds the run after a change, and whether anyone has to look at it soon."""
         if run.ended:
             self._drop_claim(run)
-            run.due_us = None
+            self._drop_offers(run)
+            run.due_us, run.lost = None, 0
             return "done"
         if held is not None and (rest is None or not rest.release):
             self._hold(held, run)
@@ -258,12 +254,6 @@ class InMemoryBackend:
             self._receive(run, message)
             return "posted"
 
-    def _receive(self, run: Run, message: Message) -> None:
-        self._messages += 1
-        run.mail.append(replace(message, id=self._messages))
-        if message.message_id:
-            run.known.add(message.message_id)
-
     # --- claiming ---------------------------------------------------------------------------------
 
     def claim(self, session: Session, instance_id: str) -> Loaded | None:
@@ -276,29 +266,53 @@ class InMemoryBackend:
                 self._hold(held, run)
             return self._loaded(run, held)
 
-    def claim_due(self, session: Session, definitions: Sequence[int], now_us: int, limit: int) -> Sequence[Loaded]:
+    def claim_due(self, session: Session, want: Want) -> Sequence[Loaded]:
         with self._open():
             held = self._live(session)
-            for other in [other for other in self._sessions.values() if other is not held and self._over(other)]:
-                self._end(other)
-            found: list[Run] = []
-            while len(found) < limit and (run := self._next_due(definitions, now_us)) is not None:
+            self._end_others(held)
+            room = self._room(want)
+            queues = {each.id: self._due_of(each, want, room) for each in self._wanted(want)}
+            found = [self._runs[number] for number in in_turn(queues, want.limit, room)]
+            for run in found:
                 self._hold(held, run)
-                found.append(run)
             return [self._loaded(run, held) for run in found]
 
-    def _next_due(self, definitions: Iterable[int], now_us: int) -> Run | None:
-        """Return the free run that is due longest, leaving its queue entry to go stale."""
-        firsts = [first for number in definitions if (first := self._definition(number).due.first()) is not None]
-        return self._runs[min(firsts)[1]] if firsts and min(firsts)[0] <= now_us else None
+    def _room(self, want: Want) -> Room:
+        return Room(want.most, lambda definition: self._definition(definition).name, self._held)
+
+    def _wanted(self, want: Want) -> list[Definition]:
+        return [each for each in self._definitions if each.id in want.definitions]
+
+    def _due_of(self, definition: Definition, want: Want, room: Room) -> list[Due]:
+        """Return the oldest due runs of one definition, each lane's as far as there is room in it."""
+        now_us, fits = want.now_us, partial(self._is_for, want)
+        rows: list[Due] = []
+        for lane, queue in definition.due.items():
+            most = room.left(definition.id, lane) if room.limits(definition.id) else want.limit
+            rows += [Due(*entry, lane) for entry in queue.due(now_us, min(most, want.limit), fits)]
+        return sorted(rows)[: max(want.limit, 0)]
+
+    def _is_for(self, want: Want, number: int) -> bool:
+        run = self._runs[number]
+        assert run.due_us is not None
+        return not run.avoid or run.avoid != want.avoid or run.due_us + want.patience_us <= want.now_us
+
+    def _held(self) -> Mapping[tuple[str, str], int]:
+        runs = [self._runs[number] for held in self._sessions.values() for number in held.runs]
+        return Counter((run.definition.name, run.made.lane) for run in runs)
 
     def next_due(self, workflow: str) -> Mapping[int, int | None]:
         with self._open():
-            return {each.id: _time_of(each.due.first()) for each in self._definitions if each.name == workflow}
+            ours = [each for each in self._definitions if each.name == workflow]
+            firsts = {each.id: [queue.first() for queue in each.due.values()] for each in ours}
+            return {
+                number: min((first[0] for first in queues if first), default=None) for number, queues in firsts.items()
+            }
 
-    def _is_due(self, definition: int, due_us: int, number: int) -> bool:
-        run = self._runs.get(number)
-        return run is not None and not run.session and run.definition.id == definition and run.due_us == due_us
+    def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
+        with self._open():
+            held = self._live(session)
+            return sorted(held.runs), sorted(held.offers)
 
     def release(self, session: Session, instances: Sequence[int]) -> None:
         with self._open():
@@ -306,6 +320,78 @@ class InMemoryBackend:
             for number in instances:
                 if number in held.runs:
                     self._free(self._runs[number])
+
+    # --- offers -----------------------------------------------------------------------------------
+
+    def offer(self, session: Session, offers: Mapping[int, Sequence[Offer]]) -> None:
+        with self._open():
+            held = self._live(session)
+            for number in offers:
+                if number in held.runs:
+                    self._writes += sum(self._offers.make(self._runs[number], each) for each in offers[number])
+
+    def offered(self, instance: int) -> Sequence[bytes]:
+        with self._open():
+            run = self._runs.get(instance)
+            return list(run.offers) if run is not None else []
+
+    def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
+        with self._open():
+            held = self._live(session)
+            self._end_others(held)
+            wanted, tags = self._wanted(want), frozenset(want.tags)
+            found: list[Standing] = []
+            while len(found) < want.limit and (row := self._offers.claim(held, wanted, tags)) is not None:
+                found.append(row)
+            self._writes += len(found)
+            headers = {
+                run.number: self._header(run, held) for run in {row.run.number: row.run for row in found}.values()
+            }
+            return [Offered(row.id, headers[row.run.number], row.offer.step, row.offer.work) for row in found]
+
+    def settle(self, session: Session, results: Sequence[tuple[int, Message]]) -> Sequence[bool]:
+        with self._open():
+            held = self._live(session)
+            return [self._settle(held, number, message) for number, message in results]
+
+    def _settle(self, held: Held, number: int, message: Message) -> bool:
+        row = self._offers.claimed(held, number)
+        if row is not None:
+            self._offers.remove(row, held)
+            self._tell(row.run, message)
+        return row is not None
+
+    def hand_back(self, session: Session, offers: Sequence[int]) -> None:
+        with self._open():
+            held = self._live(session)
+            for number in offers:
+                if number in held.offers:
+                    self._writes += 1
+                    self._offers.give_up(held, number, lost=False)
+
+    def call_off(self, session: Session, instance: int, steps: Sequence[bytes], *, stop: bool) -> Sequence[bytes]:
+        with self._open():
+            if instance not in self._live(session).runs:
+                return []
+            run = self._runs[instance]
+            return [step for step in steps if self._call_off(run.offers.get(step), stop)]
+
+    def _call_off(self, row: Standing | None, stop: bool) -> bool:
+        """Return whether this offer was taken back."""
+        if row is None:
+            return False
+        self._writes += 1
+        if not row.session:
+            self._offers.remove(row, None)
+            return True
+        row.called_off |= stop
+        return False
+
+    def called_off(self, session: Session, offers: Sequence[int]) -> Sequence[int]:
+        with self._open():
+            held = self._live(session)
+            claimed = {number: self._offers.claimed(held, number) for number in offers}
+            return [number for number in offers if (row := claimed[number]) is None or row.called_off]
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -360,12 +446,14 @@ class InMemoryBackend:
             return sum(1 for _ in self._matching(where))
 
     def _matching(self, where: Filter) -> Iterator[Run]:
-        return (run for run in self._last.values() if _matches(run, where))
+        return (run for run in self._last.values() if matches(run, where))
 
     def stuck(self, now_us: int) -> Sequence[Stuck]:
         with self._open():
             reasons = ((run.made.instance_id, self._why_stuck(run)) for run in self._last.values())
-            return [Stuck(instance_id, reason) for instance_id, reason in reasons if reason is not None]
+            left = ((row.run.made.instance_id, self._why_left(row)) for row in self._offers)
+            found = [*reasons, *dict.fromkeys(left)]
+            return [Stuck(instance_id, reason) for instance_id, reason in found if reason is not None]
 
     def _why_stuck(self, run: Run) -> str | None:
         if run.ended or run.session in self._sessions:
@@ -375,6 +463,11 @@ class InMemoryBackend:
         if run.due_us is not None:
             return None
         return NOTHING_MOVES if run.state not in PATIENT else UNREAD if run.mail else None
+
+    def _why_left(self, row: Standing) -> str | None:
+        if row.run.ended or row.run.replaced or row.run.number not in self._runs:
+            return OFFER_LEFT
+        return OFFER_NO_SESSION if row.session and row.session not in self._sessions else None
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -405,6 +498,12 @@ class InMemoryBackend:
 
     # --- the user's transaction -------------------------------------------------------------------
 
+    def connect(self) -> NoReturn:
+        raise OptionError(
+            "an InMemoryBackend has no database to connect to; use SqliteBackend(path) for steps that commit together "
+            "with rows of your own"
+        )
+
     def within(self, connection: object) -> NoReturn:
         raise OptionError(
             f"an InMemoryBackend has no transactions to join, so it cannot use a {type(connection).__name__}: leave "
@@ -417,6 +516,18 @@ class InMemoryBackend:
         with self._open():
             return self._writes
 
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call ``wake`` after every write, in the thread that wrote and outside of the lock."""
+        key = object()
+        with self._open():
+            self._watchers = {**self._watchers, key: wake}
+
+        def end() -> None:
+            with self._lock:
+                self._watchers = {other: each for other, each in self._watchers.items() if other is not key}
+
+        return end
+
     def __enter__(self) -> Self:
         return self
 
@@ -424,125 +535,4 @@ class InMemoryBackend:
         self.close()
 
     def close(self) -> None:
-        self._closed = True
-
-    # --- inside -----------------------------------------------------------------------------------
-
-    def _open(self) -> RLock:
-        if self._closed:
-            raise Closed("this InMemoryBackend is closed; make a new one")
-        return self._lock
-
-    def _live(self, session: Session) -> Held:
-        held = self._sessions.get(session.id)
-        if held is None or held.session.token != session.token:
-            raise LeaseLost("this session was ended or taken over")
-        return held
-
-    def _over(self, held: Held) -> bool:
-        return held.until_us <= self._clock() or is_dead(held.holder)
-
-    def _holder_of(self, run: Run) -> Held | None:
-        """Return the live session that holds the run, after ending one that is not live any more."""
-        held = self._sessions.get(run.session)
-        if held is None or not self._over(held):
-            return held
-        self._end(held)
-        return None
-
-    def _hold(self, held: Held, run: Run) -> None:
-        self._writes += 1
-        held.runs[run.number] = None
-        run.session = held.session.id
-
-    def _drop_claim(self, run: Run) -> None:
-        held = self._sessions.get(run.session)
-        if held is not None:
-            del held.runs[run.number]
-        run.session = 0
-
-    def _free(self, run: Run) -> None:
-        """End a claim without a rest: whoever comes next has to look, unless the run is still parked as it was."""
-        self._writes += 1
-        self._drop_claim(run)
-        run.due_us = run.due_us if run.parked else 0
-        self._queue(run)
-
-    def _end(self, held: Held) -> None:
-        self._writes += 1
-        for number in tuple(held.runs):
-            self._free(self._runs[number])
-        del self._sessions[held.session.id]
-
-    def _queue(self, run: Run) -> None:
-        if run.due_us is not None and not run.ended:
-            run.definition.due.push(run.due_us, run.number)
-
-    def _note_end(self, run: Run) -> None:
-        if run.ended_us is not None:
-            self._ended[run.number], self._oldest = run.ended_us, None
-        else:
-            self._ended.pop(run.number, None)
-
-    def _definition(self, number: int) -> Definition:
-        if not 1 <= number <= len(self._definitions):
-            raise OptionError(f"no definition has the number {number}; register it in this backend first")
-        return self._definitions[number - 1]
-
-    def _check_rest(self, change: Change | None) -> None:
-        if change is not None and change.rest is not None and change.rest.definition is not None:
-            self._definition(change.rest.definition)
-
-    def _remove(self, instance_id: str) -> None:
-        self._writes += 1
-        run: Run | None = self._last.pop(instance_id)
-        while run is not None:
-            self._ended.pop(run.number, None)
-            del self._runs[run.number]
-            run = run.earlier
-
-    def _loaded(self, run: Run, asking: Held | None = None) -> Loaded:
-        later, header = run.journal[run.image_seq :], self._header(run, asking)
-        return Loaded(header, run.image, [replace(entry, output=None) for entry in later], tuple(run.mail))
-
-    def _header(self, run: Run, asking: Held | None = None) -> Header:
-        held = self._sessions.get(run.session)
-        if held is not None and held is not asking and self._over(held):
-            held = None
-        return Header(
-            instance=run.number,
-            instance_id=run.made.instance_id,
-            run=run.run,
-            workflow=run.definition.name,
-            fingerprint=run.definition.fingerprint,
-            state=run.state,
-            seq=len(run.journal),
-            created_us=run.made.at_us,
-            updated_us=run.updated_us,
-            ended_us=run.ended_us,
-            due_us=None if run.ended else run.due_us,
-            input_digest=run.made.input_digest,
-            result_seq=run.result_seq,
-            held_by=held.holder.name if held is not None else "",
-            mail=len(run.mail),
-            labels=run.made.labels,
-            trace=run.made.trace,
-            session=held.session.id if held is not None else 0,
-            definition=run.definition.id,
-            origin=run.made.origin,
-        )
-
-
-def _matches(run: Run, where: Filter) -> bool:
-    return (
-        (not where.states or run.state in where.states)
-        and (not where.workflow or run.definition.name == where.workflow)
-        and where.labels.items() <= run.made.labels.items()
-        and (where.created_from_us is None or run.made.at_us >= where.created_from_us)
-        and (where.created_to_us is None or run.made.at_us < where.created_to_us)
-        and not (where.unfinished and run.ended)
-    )
-
-
-def _time_of(entry: tuple[int, int] | None) -> int | None:
-    return entry[0] if entry is not None else None
+        self._closed, self._watchers = True, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from .base import Filter
+from .base import BROUGHT_BYTES, Filter
 
 # --- sessions ---------------------------------------------------------------------------------------
 
@@ -22,14 +22,18 @@ OTHER_SESSIONS: Final = "SELECT id FROM session WHERE id != ?"
 DELETE_SESSION: Final = "DELETE FROM session WHERE id = ?"
 
 # What is freed keeps its due time only if its last rest still says when it wants to be claimed; else it is due at once.
-FREE_SESSION: Final = """
+_LAST_SEQ: Final = "(SELECT ifnull(max(seq), 0) FROM journal WHERE instance = agenda.instance)"
+_FREED: Final = f"""
 UPDATE agenda SET session = NULL, due_us = CASE WHEN (
-    SELECT state IN ('waiting', 'paused', 'held')
-       AND image_seq = (SELECT ifnull(max(seq), 0) FROM journal WHERE instance = agenda.instance)
-    FROM instance WHERE id = agenda.instance
+    SELECT state IN ('waiting', 'paused', 'held') AND image_seq = {_LAST_SEQ} FROM instance WHERE id = agenda.instance
 ) AND NOT EXISTS (SELECT 1 FROM inbox WHERE instance = agenda.instance) THEN due_us ELSE 0 END
-WHERE session = ?"""
-FREE: Final = FREE_SESSION + " AND instance = ?"
+"""  # noqa: S608  # a constant
+_SUSPECTED: Final = f"""
+, suspect = 1 + CASE suspect_seq WHEN {_LAST_SEQ} THEN suspect ELSE 0 END, suspect_seq = {_LAST_SEQ}
+"""
+FREE_SESSION: Final = _FREED + "WHERE session = ?"
+TAKE_OVER: Final = _FREED + _SUSPECTED + "WHERE session = ?"
+FREE: Final = _FREED + "WHERE session = ? AND instance = ?"
 
 # --- writing ----------------------------------------------------------------------------------------
 
@@ -55,13 +59,15 @@ UPDATE instance SET state = ?2, image = ?3, image_seq = ?4, result_seq = ?5, def
 WHERE id = ?1
 """  # noqa: S608  # a constant
 LEAVE: Final = """
-INSERT INTO agenda (instance, definition, due_us, session)
-SELECT id, definition, CASE WHEN ?3 IS NULL AND EXISTS (SELECT 1 FROM inbox WHERE instance = ?1) THEN 0 ELSE ?2 END, ?3
+INSERT INTO agenda (instance, definition, due_us, session, lane, avoid)
+SELECT id, definition, CASE WHEN ?3 IS NULL AND EXISTS (SELECT 1 FROM inbox WHERE instance = ?1) THEN 0 ELSE ?2 END, ?3,
+    lane, ifnull(?4, '')
 FROM instance WHERE id = ?1
 ON CONFLICT (instance) DO UPDATE
-SET definition = excluded.definition, due_us = excluded.due_us, session = excluded.session
+SET definition = excluded.definition, due_us = excluded.due_us, session = excluded.session, avoid = ifnull(?4, avoid)
 """
 HOLD: Final = "UPDATE agenda SET session = ? WHERE instance = ?"
+WAKE: Final = "UPDATE agenda SET due_us = 0 WHERE instance = ? AND session IS NULL AND due_us IS NOT 0"
 END: Final = "DELETE FROM agenda WHERE instance = ?"
 REPLACE: Final = "UPDATE instance SET replaced = 1 WHERE id = ?"
 TAKE: Final = "DELETE FROM inbox WHERE instance = ? AND id = ?"
@@ -74,11 +80,11 @@ POST: Final = "INSERT INTO inbox (instance, kind, name, payload, at_us, message_
 
 NEW_INSTANCE: Final = """
 INSERT INTO instance (instance_id, run, definition, state, created_us, updated_us, ended_us, input_digest,
-    labels, trace, origin, image, image_seq, result_seq)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    labels, trace, origin, lane, image, image_seq, result_seq)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 NEW_LABEL: Final = "INSERT INTO label (instance, key, value) VALUES (?, ?, ?)"
-NEW_AGENDA: Final = "INSERT INTO agenda (instance, definition, due_us, session) VALUES (?, ?, ?, ?)"
+NEW_AGENDA: Final = "INSERT INTO agenda (instance, definition, due_us, session, lane) VALUES (?, ?, ?, ?, ?)"
 LAST_RUN: Final = "SELECT id, run FROM instance WHERE instance_id = ? ORDER BY run DESC LIMIT 1"
 
 DEFINITION_ID: Final = "SELECT id, plan FROM definition WHERE name = ? AND fingerprint = ?"
@@ -91,9 +97,33 @@ DEFINITION: Final = "SELECT name, fingerprint FROM definition WHERE id = ?"
 
 # --- claiming ---------------------------------------------------------------------------------------
 
-DUE: Final = """
-SELECT due_us, instance FROM agenda
-WHERE definition = ? AND session IS NULL AND due_us IS NOT NULL AND due_us <= ? ORDER BY due_us, instance LIMIT ?
+# What is due, of that what asked to avoid this session only after others had the time to take it.
+_IS_DUE: Final = "definition = ?1 AND session IS NULL AND due_us IS NOT NULL AND due_us <= ?2"
+_IS_FOR_US: Final = "(avoid = '' OR avoid != ?3 OR due_us <= ?2 - ?4)"
+_OLDEST: Final = "ORDER BY due_us, instance LIMIT ?5"
+DUE: Final = f"SELECT due_us, instance, lane FROM agenda WHERE {_IS_DUE} AND {_IS_FOR_US} {_OLDEST}"  # noqa: S608
+# Where many are due in lanes that are full: the lanes, one seek each, and then what is due in those that are not.
+LANES: Final = """
+WITH RECURSIVE next (lane) AS (
+    SELECT '' UNION ALL
+    SELECT (
+        SELECT min(lane) FROM agenda
+        WHERE definition = ?1 AND session IS NULL AND due_us IS NOT NULL AND lane != '' AND lane > next.lane
+    ) FROM next WHERE lane IS NOT NULL
+)
+SELECT lane FROM next WHERE lane IS NOT NULL
+"""
+DUE_IN_LANE: Final = f"""
+SELECT due_us, instance, lane FROM agenda INDEXED BY agenda_lane
+WHERE {_IS_DUE} AND lane != '' AND lane = ?6 AND {_IS_FOR_US} {_OLDEST}
+"""  # noqa: S608
+DUE_IN_NO_LANE: Final = f"""
+SELECT due_us, instance, lane FROM agenda INDEXED BY agenda_due
+WHERE {_IS_DUE} AND lane = ?6 AND {_IS_FOR_US} {_OLDEST}
+"""  # noqa: S608
+HOLDS: Final = "SELECT instance FROM agenda WHERE session = ?"
+HELD: Final = """
+SELECT d.name, a.lane FROM agenda a CROSS JOIN definition d ON d.id = a.definition WHERE a.session IS NOT NULL
 """
 
 NEXT_DUE: Final = """
@@ -107,16 +137,18 @@ _COLUMNS: Final = """
 SELECT i.id, i.instance_id, i.run, d.name, d.fingerprint, i.state,
     (SELECT ifnull(max(seq), 0) FROM journal WHERE instance = i.id),
     i.created_us, i.updated_us, i.ended_us, a.due_us, i.input_digest, i.result_seq, a.session,
-    (SELECT count(*) FROM inbox WHERE instance = i.id), i.labels, i.trace, i.definition, i.origin
+    (SELECT count(*) FROM inbox WHERE instance = i.id), i.labels, i.trace, i.definition, i.origin,
+    a.suspect, a.suspect_seq, (SELECT count(*) FROM offer WHERE instance = i.id)
 """
 _COUNT: Final = "SELECT count(*)"
 _JOINS: Final = "CROSS JOIN definition d ON d.id = i.definition LEFT JOIN agenda a ON a.instance = i.id"
 HEADER_LAST: Final = f"{_COLUMNS} FROM instance i {_JOINS} WHERE i.instance_id = ? ORDER BY i.run DESC LIMIT 1"
 HEADER_OF: Final = f"{_COLUMNS} FROM instance i {_JOINS} WHERE i.id = ?"
 IMAGE: Final = "SELECT image, image_seq FROM instance WHERE id = ?"
-ENTRIES_AFTER: Final = """
-SELECT seq, facts, NULL, at_us, took_us FROM journal WHERE instance = ? AND seq > ? ORDER BY seq
-"""
+ENTRIES_AFTER: Final = f"""
+SELECT seq, facts, CASE WHEN seq = 1 AND length(output) <= {BROUGHT_BYTES} THEN output END, at_us, took_us
+FROM journal WHERE instance = ? AND seq > ? ORDER BY seq
+"""  # noqa: S608  # a constant
 HISTORY: Final = """
 SELECT seq, facts, output, at_us, took_us FROM journal WHERE instance = ? AND seq > ? ORDER BY seq LIMIT ?
 """

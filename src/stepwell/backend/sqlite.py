@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import msgspec
 
@@ -21,9 +22,12 @@ from stepwell.errors import OptionError
 from stepwell.timing import Duration, duration_us
 
 from . import queries as sql
+from . import queries_offers as offer_sql
 from .base import (
     NO_SESSION,
     NOTHING_MOVES,
+    OFFER_LEFT,
+    OFFER_NO_SESSION,
     UNREAD,
     Capabilities,
     Entry,
@@ -36,10 +40,13 @@ from .base import (
     Posted,
     Session,
     Stuck,
+    Want,
     check_purge,
 )
 from .liveness import lease_clock
-from .sqlite_store import Names, Store, label_rows, labels_of, lost
+from .sqlite_offers import OfferStore
+from .sqlite_store import Names, label_rows, labels_of, lost
+from .turns import Due, Room, in_turn
 
 if TYPE_CHECKING:
     import apsw
@@ -48,8 +55,11 @@ if TYPE_CHECKING:
 
     from .sqlite_connection import Connection
 
+SKIM: Final = 64
+"""How many due instances in full lanes are passed over one by one before it is asked lane by lane."""
 
-class SqliteBackend(Store):
+
+class SqliteBackend(OfferStore):
     """A store in one SQLite file.
 
     Args:
@@ -81,10 +91,14 @@ class SqliteBackend(Store):
         busy_timeout: Duration = "30s",
         lease_clock: Callable[[], int] = lease_clock,
     ) -> None:
+        from stepwell.codec import check_codec
+
         from .sqlite_file import Database, checked_path  # apsw is loaded with the first SqliteBackend only
 
         if durability not in ("full", "fast"):
             raise OptionError(f'durability must be "full" or "fast", not {durability!r}')
+        if codec is not None:
+            check_codec(codec)
         busy_us, new_codec = duration_us(busy_timeout, "busy_timeout"), codec if codec is not None else _codec(0)
         self._database = Database(checked_path(path), durability, busy_us, new_codec.id)
         super().__init__(self._database.write, self._database.read, lease_clock)
@@ -97,6 +111,9 @@ class SqliteBackend(Store):
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        return f"SqliteBackend({self._database.path!r})"
+
     def _identity(self) -> tuple[str, int]:
         with self._read as db:
             found = {key: value for key in ("backend_id", "codec_id") for (value,) in db.execute(sql.META, (key,))}
@@ -104,9 +121,12 @@ class SqliteBackend(Store):
 
     def _check_codec(self) -> None:
         if self.codec.id != self.codec_id:
+            from stepwell.codec import codec_name
+
+            was, now = codec_name(self.codec_id), type(self.codec).__name__
             raise OptionError(
-                f"{self._database.path} was created with codec {self.codec_id} and is opened with codec "
-                f"{self.codec.id} ({type(self.codec).__name__}); pass codec= as when it was created"
+                f"{self._database.path} was created with {was} and is opened with {now}; "
+                f"pass codec={was}(), or no codec"
             )
 
     def connect(self) -> apsw.Connection:
@@ -156,7 +176,7 @@ class SqliteBackend(Store):
     def end_session(self, session: Session) -> None:
         with self._write as db:
             if db.execute(sql.SESSION_NAME, (session.id, session.token)).fetchone() is not None:
-                self._end(db, session.id)
+                self._end(db, session.id, lost=False)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -196,32 +216,60 @@ class SqliteBackend(Store):
                 db.execute(sql.HOLD, (session.id, last[0]))
             return self._loaded(db, last[0], names)
 
-    def claim_due(self, session: Session, definitions: Sequence[int], now_us: int, limit: int) -> Sequence[Loaded]:
+    def claim_due(self, session: Session, want: Want) -> Sequence[Loaded]:
         with self._read as db:  # an idle poll takes no write lock
             self._live_name(db, session)
-            if not self._others_over(db, session) and not self._due(db, definitions, now_us, 1):
+            if not self._others_over(db, session) and not self._due(db, want, 1):
                 return []
         with self._write as db:
             names: Names = {session.id: self._live_name(db, session)}
-            for other in self._others_over(db, session):
-                self._end(db, other)
-            found = self._due(db, definitions, now_us, limit)
+            self._end_others(db, session)
+            found = self._due(db, want, want.limit)
             db.executemany(sql.HOLD, [(session.id, number) for number in found])
             return [self._loaded(db, number, names) for number in found]
 
-    def _others_over(self, db: Connection, session: Session) -> list[int]:
-        others = db.execute(sql.OTHER_SESSIONS, (session.id,)).fetchall()
-        return [other for (other,) in others if self._holder_name(db, other) is None]
+    def _due(self, db: Connection, want: Want, limit: int) -> list[int]:
+        """Return the numbers of free instances that are due, those of each definition in turn."""
+        if limit <= 0 or want.limit <= 0:
+            return []
+        room = Room(
+            want.most, lambda definition: self._definition(db, definition)[0], lambda: Counter(db.execute(sql.HELD))
+        )
+        return in_turn({each: self._due_of(db, each, want, limit, room) for each in want.definitions}, limit, room)
 
-    def _due(self, db: Connection, definitions: Iterable[int], now_us: int, limit: int) -> list[int]:
-        """Return the numbers of free instances that are due, oldest first, one index walk per definition."""
-        limit = max(limit, 0)
-        due = [row for definition in set(definitions) for row in db.execute(sql.DUE, (definition, now_us, limit))]
-        return [number for _, number in sorted(due)[:limit]]
+    def _due_of(self, db: Connection, definition: int, want: Want, limit: int, room: Room) -> list[Due]:
+        """Return the oldest due instances of one definition: one index walk, unless lanes that are full are in its way.
+
+        Of a limited definition a few more are read than are asked for. If those do not do, there may be any number of
+        others in the same lanes, and each lane is asked for its own.
+        """
+        values = (definition, want.now_us, want.avoid, want.patience_us)
+        if not room.limits(definition):
+            return _rows(db.execute(sql.DUE, (*values, limit)))
+        rows = _rows(db.execute(sql.DUE, (*values, limit + SKIM)))
+        fitting = room.fitting(definition, rows)
+        if len(fitting) < limit and len(rows) == limit + SKIM:
+            lanes = [lane for (lane,) in db.execute(sql.LANES, (definition,)).fetchall()]
+            few = {lane: min(limit, room.left(definition, lane)) for lane in lanes}
+            fitting = sorted(
+                row
+                for lane, count in few.items()
+                if count
+                for row in _rows(db.execute(sql.DUE_IN_LANE if lane else sql.DUE_IN_NO_LANE, (*values, count, lane)))
+            )
+        return fitting[:limit]
 
     def next_due(self, workflow: str) -> Mapping[int, int | None]:
         with self._read as db:
             return dict(db.execute(sql.NEXT_DUE, (workflow,)))
+
+    def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
+        with self._read as db:
+            self._live_name(db, session)
+            instances, offers = (
+                db.execute(query, (session.id,)).fetchall() for query in (sql.HOLDS, offer_sql.HELD_BY)
+            )
+            return sorted(row[0] for row in instances), [row[0] for row in offers]
 
     def release(self, session: Session, instances: Sequence[int]) -> None:
         with self._write as db:
@@ -263,7 +311,9 @@ class SqliteBackend(Store):
     def stuck(self, now_us: int) -> Sequence[Stuck]:
         reasons = (NO_SESSION, NOTHING_MOVES, UNREAD)
         with self._read as db:
-            return [Stuck(instance_id, reason) for instance_id, reason in db.execute(sql.STUCK, reasons)]
+            found = db.execute(sql.STUCK, reasons).fetchall()
+            found += db.execute(offer_sql.STUCK, (OFFER_LEFT, OFFER_NO_SESSION)).fetchall()
+            return [Stuck(instance_id, reason) for instance_id, reason in found]
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -296,6 +346,9 @@ class SqliteBackend(Store):
     def hint(self) -> int:
         return self._database.hint()
 
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Return ``None``: SQLite tells nobody of another process's write; :meth:`hint` is cheap enough to look at."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -304,6 +357,10 @@ class SqliteBackend(Store):
 
     def close(self) -> None:
         self._database.close()
+
+
+def _rows(found: Iterable[tuple[Any, ...]]) -> list[Due]:
+    return [Due(*row) for row in found]
 
 
 def _codec(codec_id: int) -> Codec:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import random
+import re
 import secrets
 import stat
 import sys
@@ -342,9 +343,27 @@ def checked_path(path: object) -> str:
     if not isinstance(path, str | os.PathLike):
         raise OptionError(f"SqliteBackend takes a path, not {type(path).__name__}")
     text = os.fspath(cast("str | os.PathLike[str]", path))
+    _refuse_url(text)
     if type(text) is not str or not text or "\0" in text or text.startswith((":memory:", "file:")):
         raise OptionError(f"SqliteBackend takes a plain file path, not {text!r}; InMemoryBackend() needs no file")
     return text
+
+
+def _refuse_url(text: str | bytes) -> None:
+    """Refuse what names a server before it is taken for a file, and repeat nothing of it: it may hold a password."""
+    url = _SERVER.match(text) if isinstance(text, str) else None
+    if url is None:
+        return
+    scheme = (url[1] or url[2] or "").lower()
+    what = f"a {scheme}: URL" if scheme else "what names a server"
+    mend = "PostgresBackend(dsn) takes that" if scheme in ("postgres", "postgresql", "") else "open_backend(url) does"
+    raise OptionError(f"SqliteBackend takes a file's path, not {what}; {mend}")
+
+
+_SERVER: Final = re.compile(
+    r"([a-z][a-z0-9+.-]{1,20}):/|(sqlite|postgres|postgresql):|(?:[^\\/:]{2,})?:.*@|[^:]*://|.*\b(?:password|dbname)\s*=",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def _check_library() -> None:

@@ -8,7 +8,7 @@ each what is the matter. (Asking in the insert itself costs twice as much.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,6 +18,7 @@ from stepwell.errors import LeaseLost, OptionError
 from stepwell.types import ENDED
 
 from . import queries as sql
+from . import queries_offers as offer_sql
 from .base import (
     Change,
     Created,
@@ -30,6 +31,7 @@ from .base import (
     Outcome,
     Session,
     check_creation,
+    lost_message,
 )
 from .liveness import boot_id, is_dead
 from .sqlite_connection import Connection, NotAdmitted
@@ -55,9 +57,28 @@ class Store:
 
     # --- who holds what -----------------------------------------------------------------------------
 
-    def _end(self, db: Connection, session_id: int) -> None:
-        db.execute(sql.FREE_SESSION, (session_id,))
+    def _end(self, db: Connection, session_id: int, *, lost: bool) -> None:
+        """End a session, by itself or ``lost``; the second is remembered of all that it had."""
+        db.execute(sql.TAKE_OVER if lost else sql.FREE_SESSION, (session_id,))
+        self._give_up(db, db.execute(offer_sql.HELD_BY, (session_id,)).fetchall(), lost=lost)
         db.execute(sql.DELETE_SESSION, (session_id,))
+
+    def _give_up(self, db: Connection, offers: Iterable[tuple[int, int, bytes, int, int]], *, lost: bool) -> None:
+        """Let others have claimed offers, or end those that were called off or cost too many sessions."""
+        for number, instance, step, lives, called_off in offers:
+            lives -= lost
+            if called_off or (lost and lives <= 0):
+                db.execute(offer_sql.REMOVE, (number,))
+                self._tell(db, instance, lost_message(step))
+            else:
+                db.execute(offer_sql.FREE_AGAIN, (lives, number))
+
+    def _tell(self, db: Connection, instance: int, message: Message) -> None:
+        """Put a message into the inbox of an instance whoever holds it; if nobody does, it is due."""
+        known = message.message_id and db.execute(sql.KNOWN, (instance, message.message_id)).fetchone()
+        if not known:
+            self._receive(db, instance, message)
+            db.execute(sql.WAKE, (instance,))
 
     def _live_name(self, db: Connection, session: Session) -> str:
         """Return the name of a session that still exists, else raise ``LeaseLost``."""
@@ -81,7 +102,7 @@ class Store:
         if self._holder_name(db, session_id) is not None:
             return False
         if session_id is not None:
-            self._end(db, session_id)
+            self._end(db, session_id, lost=True)
         return True
 
     # --- writing ----------------------------------------------------------------------------------
@@ -135,7 +156,7 @@ class Store:
             return False
         self._append(db, change)
         self._write_rests(db, None, [change] if change.rest is not None else [])
-        for statement in (sql.REPLACE, sql.END, sql.CLEAR_INBOX):
+        for statement in (sql.REPLACE, sql.END, sql.CLEAR_INBOX, offer_sql.REMOVE_ALL):
             db.execute(statement, (change.instance,))
         return True
 
@@ -151,14 +172,14 @@ class Store:
         image_seq = len(creation.entries) if creation.image is not None else 0
         row = (
             creation.instance_id, run, creation.definition, creation.state, creation.at_us, updated_us,
-            ended_us, creation.input_digest, labels, creation.trace, creation.origin, creation.image, image_seq,
-            creation.result_seq,
+            ended_us, creation.input_digest, labels, creation.trace, creation.origin, creation.lane, creation.image,
+            image_seq, creation.result_seq,
         )  # fmt: skip
         db.execute(sql.NEW_INSTANCE, row)
         number = db.last_insert_rowid()
         pending.journal += _journal_rows(number, creation.entries)
         if not ended:
-            pending.agenda.append((number, creation.definition, due_us, session_id or None))
+            pending.agenda.append((number, creation.definition, due_us, session_id or None, creation.lane))
         if creation.labels:
             db.executemany(sql.NEW_LABEL, label_rows(number, creation.labels))
         if creation.messages or creation.message_ids:
@@ -254,7 +275,7 @@ class Store:
         if session is not None:
             db.execute(sql.HOLD, (session.id, change.instance))
             return "done"
-        db.execute(sql.LEAVE, (change.instance, 0, None))
+        db.execute(sql.LEAVE, (change.instance, 0, None, None))
         return "mail" if self._with_mail(db, [change.instance]) else "done"
 
     def _admits(self, db: Connection, change: Change) -> bool:
@@ -275,6 +296,7 @@ class Store:
         states: list[Row] = []
         ended: list[Row] = []
         left: list[Row] = []
+        moved: list[Row] = []
         free: list[int] = []
         for change in changes:
             rest = change.rest
@@ -287,12 +309,18 @@ class Store:
             if is_ended:
                 ended.append((number,))
             elif session is None or rest.release:
-                left.append((number, rest.due_us, None))
+                left.append((number, rest.due_us, None, rest.avoid))
                 free.append(number)
             else:
-                left.append((number, rest.due_us, session.id))
+                left.append((number, rest.due_us, session.id, rest.avoid))
+            if rest.definition is not None:
+                moved.append((rest.definition, number))
         db.executemany(sql.REST, states)
-        db.executemany(sql.END, ended)
+        if ended:
+            db.executemany(sql.END, ended)
+            db.executemany(offer_sql.REMOVE_ALL, ended)
+        if moved:
+            db.executemany(offer_sql.MOVE, moved)
         db.executemany(sql.LEAVE, left)
         return self._with_mail(db, free)
 
@@ -326,13 +354,14 @@ class Store:
 
     def _header(self, db: Connection, row: tuple[Any, ...], names: Names) -> Header:
         """Make a header of a row; ``names`` remembers whose sessions count, so that each is looked at once."""
-        *front, session_id, mail, labels, trace, definition, origin = row
+        *front, session_id, mail, labels, trace, definition, origin, suspect, suspect_seq, offered = row
         if session_id not in names:
             names[session_id] = self._holder_name(db, session_id)
         name = names[session_id]
         found = labels_of(labels) if labels is not None else {}
         held_by, session = (name, session_id) if name is not None else ("", 0)
-        columns: list[Any] = [*front, held_by, mail, found, trace, session, definition, origin]
+        suspect = suspect if suspect_seq == front[6] else 0  # `seq`: what was written since clears it
+        columns: list[Any] = [*front, held_by, mail, found, trace, session, definition, origin, suspect, offered]
         return Header(*columns)
 
     def values(self, instance: int, seqs: Sequence[int]) -> Mapping[int, bytes]:

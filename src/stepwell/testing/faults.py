@@ -30,10 +30,13 @@ from stepwell.backend.base import (
     Joined,
     Loaded,
     Message,
+    Offer,
+    Offered,
     Outcome,
     Posted,
     Session,
     Stuck,
+    Want,
 )
 from stepwell.codec import Codec
 from stepwell.errors import OptionError
@@ -145,14 +148,38 @@ class FaultyBackend:
     def claim(self, session: Session, instance_id: str) -> Loaded | None:
         return self._call("claim", lambda: self.inner.claim(session, instance_id))
 
-    def claim_due(self, session: Session, definitions: Sequence[int], now_us: int, limit: int) -> Sequence[Loaded]:
-        return self._call("claim_due", lambda: self.inner.claim_due(session, definitions, now_us, limit))
+    def claim_due(self, session: Session, want: Want) -> Sequence[Loaded]:
+        return self._call("claim_due", lambda: self.inner.claim_due(session, want))
 
     def next_due(self, workflow: str) -> Mapping[int, int | None]:
         return self._call("next_due", lambda: self.inner.next_due(workflow))
 
+    def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
+        return self._call("holdings", lambda: self.inner.holdings(session))
+
     def release(self, session: Session, instances: Sequence[int]) -> None:
         return self._call("release", lambda: self.inner.release(session, instances))
+
+    def offer(self, session: Session, offers: Mapping[int, Sequence[Offer]]) -> None:
+        return self._call("offer", lambda: self.inner.offer(session, offers))
+
+    def offered(self, instance: int) -> Sequence[bytes]:
+        return self._call("offered", lambda: self.inner.offered(instance))
+
+    def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
+        return self._call("claim_offers", lambda: self.inner.claim_offers(session, want))
+
+    def settle(self, session: Session, results: Sequence[tuple[int, Message]]) -> Sequence[bool]:
+        return self._call("settle", lambda: self.inner.settle(session, results))
+
+    def hand_back(self, session: Session, offers: Sequence[int]) -> None:
+        return self._call("hand_back", lambda: self.inner.hand_back(session, offers))
+
+    def call_off(self, session: Session, instance: int, steps: Sequence[bytes], *, stop: bool) -> Sequence[bytes]:
+        return self._call("call_off", lambda: self.inner.call_off(session, instance, steps, stop=stop))
+
+    def called_off(self, session: Session, offers: Sequence[int]) -> Sequence[int]:
+        return self._call("called_off", lambda: self.inner.called_off(session, offers))
 
     def load(self, instance_id: str) -> Loaded | None:
         return self._call("load", lambda: self.inner.load(instance_id))
@@ -194,9 +221,7 @@ class FaultyBackend:
         return self._call("within", lambda: self.inner.within(connection))
 
     def connect(self) -> object:
-        """Return a connection of the user's, from an ``inner`` that has them; no fault strikes here."""
-        inner: Any = self.inner
-        return inner.connect()
+        return self._call("connect", self.inner.connect)
 
     def keep_apart(self, thread: int, *, apart: bool) -> None:
         """Tell an ``inner`` that has transactions; no fault strikes here."""
@@ -205,6 +230,9 @@ class FaultyBackend:
 
     def hint(self) -> int:
         return self._call("hint", self.inner.hint)
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        return self._call("watch", lambda: self.inner.watch(wake))
 
     def close(self) -> None:
         return self._call("close", self.inner.close)

@@ -16,8 +16,11 @@ from stepwell.backend.base import (
     Holder,
     Loaded,
     Message,
+    Offer,
+    Offered,
     Rest,
     Session,
+    Want,
 )
 from stepwell.backend.liveness import this_process
 
@@ -65,6 +68,25 @@ def change(
 
 def signal(name: str = "go", message_id: str = "", payload: bytes | None = b"payload") -> Message:
     return Message("signal", name, payload, T0, message_id)
+
+
+def offer(step: bytes = b"step", rank_us: int = T0, tags: Sequence[str] = (), lives: int = 2) -> Offer:
+    return Offer(step, b"work of " + step, rank_us, tags, lives)
+
+
+def offers(backend: Backend, session: Session, header: Header, *steps: bytes) -> None:
+    """Offer steps of an instance, in order."""
+    backend.offer(session, {header.instance: [offer(step, T0 + rank) for rank, step in enumerate(steps)]})
+
+
+def claim_offers(
+    backend: Backend, session: Session, limit: int = 10, workflow: str = "work", tags: Sequence[str] = ()
+) -> list[Offered]:
+    return list(backend.claim_offers(session, Want([definition_of(backend, workflow)], T0, limit, tags)))
+
+
+def outcome(payload: bytes = b"outcome") -> Message:
+    return Message("outcome", "", payload, T0)
 
 
 def loaded(backend: Backend, instance_id: str = "a") -> Loaded:

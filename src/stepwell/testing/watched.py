@@ -4,8 +4,10 @@ Each call goes on to ``inner``, one at a time, and its answer is compared with t
 know by itself it asks the store: a session is over if ``mail`` says so. It sees the calls of one process; rows that
 other processes change meanwhile would look like violations.
 
-S3: a claim is granted only when the last holder gave it back, ended, died, or its lease was over. S4: a lost session's
-commit, and one that is answered ``"conflict"`` or ``"held"``, changes nothing. S5: what is answered ``"done"``
+S3: a claim, of an instance or of an offer, is granted only when the last holder gave it back, ended, died, or its lease
+was over. S4: a lost session's
+commit, and one that is answered ``"conflict"`` or ``"held"``, changes nothing; an offer is settled only by the session
+that has claimed it. S5: what is answered ``"done"``
 continued the journal, and now ends it. S7: an id is created once. S8: a message id is posted once. L1: a lease that is
 over keeps nobody out.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Final, Literal, TypeVar
 
 from stepwell.backend.base import (
@@ -28,9 +30,11 @@ from stepwell.backend.base import (
     Holder,
     Loaded,
     Message,
+    Offered,
     Outcome,
     Posted,
     Session,
+    Want,
 )
 from stepwell.backend.liveness import is_dead, lease_clock
 from stepwell.errors import LeaseLost
@@ -57,10 +61,48 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What a commit may change of an instance: the entries after its base, and the row itself if its id is known."""
+    """What a commit may change of an instance: the entries after its base, and the row itself if its id is known.
+
+    Messages may come meanwhile: a commit that finds the session of another one over tells of the offers lost with it.
+    """
 
     later: Sequence[Entry]
     row: tuple[object, ...]
+    mail: int = 0
+
+    def is_untouched(self, now: _Rows) -> bool:
+        return (now.later, now.row) == (self.later, self.row) and now.mail >= self.mail
+
+
+class _Turn:
+    """A lock that one thread at a time has; what is put off meanwhile is done when it has been given up."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._owner = self._depth = 0
+        self._later: list[Callable[[], None]] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._owner = get_ident()
+        self._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        later: list[Callable[[], None]] = []
+        if not self._depth:
+            self._owner = 0
+            later, self._later = self._later, later
+        self._lock.release()
+        for action in later:
+            action()
+
+    def after(self, action: Callable[[], None]) -> None:
+        """Do this now, or, in the thread whose turn it is, after its turn."""
+        if self._owner == get_ident():
+            self._later.append(action)
+        else:
+            action()
 
 
 class WatchedBackend(FaultyBackend):
@@ -83,9 +125,10 @@ class WatchedBackend(FaultyBackend):
         self.report = Report()
         self.trace: deque[str] = deque(maxlen=TRACE_MAX)
         self._clock = lease_clock
-        self._turn = RLock()
+        self._turn = _Turn()
         self._sessions: dict[int, _Known] = {}
         self._holders: dict[int, int] = {}
+        self._claimers: dict[int, tuple[int, int]] = {}  # of offers: the session, and the instance
         self._ids: dict[int, str] = {}
         self._last: dict[str, int] = {}
         self._replaced: set[int] = set()
@@ -136,12 +179,14 @@ class WatchedBackend(FaultyBackend):
     def _is_over(self, session_id: int) -> None:
         if session_id in self._sessions:
             self._sessions[session_id].over = True
-        for instance in [number for number, holder in self._holders.items() if holder == session_id]:
-            del self._holders[instance]
+        self._holders = {number: holder for number, holder in self._holders.items() if holder != session_id}
+        self._claimers = {number: claim for number, claim in self._claimers.items() if claim[0] != session_id}
 
     def _still_holds(self, instance: int, but: Session | None) -> int:
         """Return the id of another session that holds an instance and is not over, else 0; the store is asked."""
-        holder = self._holders.get(instance, 0)
+        return self._still_lives(self._holders.get(instance, 0), instance, but)
+
+    def _still_lives(self, holder: int, instance: int, but: Session | None) -> int:
         known = self._sessions.get(holder)
         if known is None or (but is not None and holder == but.id):
             return 0
@@ -172,12 +217,20 @@ class WatchedBackend(FaultyBackend):
                 self._hold("L1", not late, loaded.header.instance, "a session whose lease is over keeps others out")
             return loaded
 
-    def claim_due(self, session: Session, definitions: Sequence[int], now_us: int, limit: int) -> Sequence[Loaded]:
+    def claim_due(self, session: Session, want: Want) -> Sequence[Loaded]:
         with self._turn:
-            found = super().claim_due(session, definitions, now_us, limit)
+            found = super().claim_due(session, want)
             for loaded in found:
                 self._granted(session, loaded.header)
             return found
+
+    def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
+        with self._turn:
+            instances, offers = super().holdings(session)
+            for number in instances:
+                other = self._still_holds(number, session)
+                self._hold("S3", not other, number, f"session {session.id} is said to hold what session {other} holds")
+            return instances, offers
 
     def _granted(self, session: Session, header: Header) -> None:
         number = header.instance
@@ -197,6 +250,47 @@ class WatchedBackend(FaultyBackend):
             for number in instances:
                 if self._holders.get(number) == session.id:
                     del self._holders[number]
+
+    # --- offers -----------------------------------------------------------------------------------
+
+    def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
+        with self._turn:
+            found = super().claim_offers(session, want)
+            for each in found:
+                self._know(each.header)
+                number = each.header.instance
+                fresh = each.header.state not in ENDED
+                self._hold("S12", fresh, number, "an offer of a run that has ended was claimed")
+                claimer, _ = self._claimers.get(each.id, (0, 0))
+                holder = self._still_lives(claimer, number, None)
+                text = f"session {session.id} was granted offer {each.id}, which session {holder} has claimed"
+                self._hold("S3", not holder, number, text)
+                self._claimers[each.id] = (session.id, number)
+            return found
+
+    def settle(self, session: Session, results: Sequence[tuple[int, Message]]) -> Sequence[bool]:
+        with self._turn:
+            try:
+                settled = super().settle(session, results)
+            except LeaseLost:
+                self._has_lost(session)
+                raise
+            self._check_writer(session)
+            for (offer, _), ended in zip(results, settled, strict=True):
+                claimer, number = self._claimers.get(offer, (0, 0))
+                if ended:
+                    text = f"session {session.id} has settled offer {offer}, which it has not claimed"
+                    self._hold("S4", claimer == session.id, number, text)
+                if claimer == session.id:
+                    del self._claimers[offer]
+            return settled
+
+    def hand_back(self, session: Session, offers: Sequence[int]) -> None:
+        with self._turn:
+            super().hand_back(session, offers)
+            for offer in offers:
+                if self._claimers.get(offer, (0, 0))[0] == session.id:
+                    del self._claimers[offer]
 
     # --- creating ---------------------------------------------------------------------------------
 
@@ -252,7 +346,8 @@ class WatchedBackend(FaultyBackend):
     def _check_untouched(self, before: Mapping[int, _Rows], changes: Sequence[Change], text: str) -> None:
         for change in changes:
             if change.instance in before:
-                self._hold("S4", self._rows(change) == before[change.instance], change.instance, text)
+                same = before[change.instance].is_untouched(self._rows(change))
+                self._hold("S4", same, change.instance, text)
 
     def _check_writer(self, session: Session | None) -> None:
         known = self._sessions.get(session.id) if session is not None else None
@@ -263,8 +358,8 @@ class WatchedBackend(FaultyBackend):
         header = self.inner.header(self._ids.get(change.instance, "")) if change.instance in self._ids else None
         if header is None or header.instance != change.instance:
             return _Rows(list(later), ())
-        row = (header.state, header.seq, header.result_seq, header.updated_us, header.ended_us, header.mail)
-        return _Rows(list(later), row)
+        row = (header.state, header.seq, header.result_seq, header.updated_us, header.ended_us)
+        return _Rows(list(later), row, header.mail)
 
     def _landed(self, session: Session | None, change: Change, before: _Rows | None) -> None:
         number, holder = change.instance, self._still_holds(change.instance, session)
@@ -278,6 +373,9 @@ class WatchedBackend(FaultyBackend):
             self._holders.pop(number, None)
         else:
             self._holders[number] = session.id
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        return super().watch(lambda: self._turn.after(wake))
 
     # --- messages and upkeep ----------------------------------------------------------------------
 

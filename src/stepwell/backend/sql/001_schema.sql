@@ -45,6 +45,7 @@ CREATE TABLE instance (                         -- one run of an instance
     labels       TEXT,                          -- a JSON object of strings, or nothing
     trace        TEXT NOT NULL,
     origin       TEXT NOT NULL,                 -- the store its idempotency keys are made from, '' for this one
+    lane         TEXT NOT NULL DEFAULT '',      -- it shares a limit on how many are held with others of its lane
     image        BLOB,                          -- last, as it may be long
     UNIQUE (instance_id, run)
 ) STRICT;
@@ -72,14 +73,37 @@ CREATE TABLE journal (                          -- append-only
 ) STRICT;
 
 CREATE TABLE agenda (                           -- exactly the instances that have not ended
-    instance   INTEGER PRIMARY KEY,
-    definition INTEGER NOT NULL,
-    due_us     INTEGER,                         -- when it wants to be claimed; NULL: only a message can move it
-    session    INTEGER                          -- who holds it
+    instance    INTEGER PRIMARY KEY,
+    definition  INTEGER NOT NULL,
+    due_us      INTEGER,                        -- when it wants to be claimed; NULL: only a message can move it
+    session     INTEGER,                        -- who holds it
+    lane        TEXT NOT NULL DEFAULT '',       -- the same as `instance.lane`
+    avoid       TEXT NOT NULL DEFAULT '',       -- the name of whoever should leave it to others for a while
+    suspect     INTEGER NOT NULL DEFAULT 0,     -- how many sessions were lost with it
+    suspect_seq INTEGER NOT NULL DEFAULT 0      -- while this was its last entry; a later one makes `suspect` void
 ) STRICT;
 
 CREATE INDEX agenda_due ON agenda (definition, due_us) WHERE session IS NULL AND due_us IS NOT NULL;
-CREATE INDEX agenda_session ON agenda (session) WHERE session IS NOT NULL;
+CREATE INDEX agenda_lane ON agenda (definition, lane, due_us)
+WHERE session IS NULL AND due_us IS NOT NULL AND lane != ''; -- costs nothing where there are no lanes
+CREATE INDEX agenda_session ON agenda (session, definition, lane) WHERE session IS NOT NULL;
+
+CREATE TABLE offer (                            -- steps of held instances that any session may run
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance   INTEGER NOT NULL,
+    definition INTEGER NOT NULL,                -- that of its instance
+    session    INTEGER,                         -- who has claimed it
+    rank_us    INTEGER NOT NULL,
+    lives      INTEGER NOT NULL,                -- how many sessions may still be lost with it
+    called_off INTEGER NOT NULL DEFAULT 0,
+    tags       TEXT NOT NULL,                   -- a sorted JSON array of strings
+    step       BLOB NOT NULL,
+    work       BLOB NOT NULL,
+    UNIQUE (instance, step)
+) STRICT;
+
+CREATE INDEX offer_free ON offer (definition, tags, rank_us) WHERE session IS NULL;
+CREATE INDEX offer_session ON offer (session) WHERE session IS NOT NULL;
 
 CREATE TABLE inbox (                            -- messages nobody has taken in yet
     id         INTEGER PRIMARY KEY AUTOINCREMENT,

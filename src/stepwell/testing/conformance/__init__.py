@@ -19,12 +19,17 @@ A store whose lease clock cannot be given overrides ``pass_leases`` instead. Eac
 
 from .claiming import Claiming, Freeing
 from .creating import Creating, Restoring
+from .ending_offers import CallingOff, Losing, Vanishing
 from .examiner import LeaseClock
 from .inbox import Inbox
 from .joining import Joining
+from .offering import Offering, Settling
 from .processes import Processes
 from .reading import Listing, Reading, Upkeep
 from .sessions import Sessions
+from .suspecting import Suspecting
+from .wanting import Avoiding, Lanes, Turns
+from .watching import Watching
 from .writing import Admission, Resting
 
 __all__ = ["BackendConformance", "LeaseClock"]
@@ -39,9 +44,19 @@ class BackendConformance(
     Inbox,
     Claiming,
     Freeing,
+    Suspecting,
+    Turns,
+    Avoiding,
+    Lanes,
+    Offering,
+    Settling,
+    CallingOff,
+    Vanishing,
+    Losing,
     Reading,
     Listing,
     Upkeep,
+    Watching,
     Joining,
     Processes,
 ):

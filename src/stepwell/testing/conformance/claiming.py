@@ -7,13 +7,14 @@ from threading import Barrier
 
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Rest
+from stepwell.backend.base import Backend, Rest, Session, Want
 from stepwell.testing.sample import (
     COMPLETED,
     RUNNING,
     T0,
     WAITING,
     change,
+    claim_offers,
     create,
     creation,
     definition_of,
@@ -21,12 +22,14 @@ from stepwell.testing.sample import (
     header_of,
     ids,
     loaded,
+    offers,
     seqs,
     session_of,
     start,
 )
 
 from .examiner import Examiner
+from .sessions import is_fenced
 
 THREADS = 4
 EACH = 25
@@ -40,7 +43,7 @@ class Claiming(Examiner):
         claimed = backend.claim(ann, "a")
         assert claimed is not None
         assert claimed == loaded(backend)
-        assert list(claimed.entries) == entries(1, output=None)
+        assert list(claimed.entries) == entries(1)
         assert claimed.header.session == ann.id
 
     def test_a_claim_of_nothing(self, backend: Backend) -> None:
@@ -75,48 +78,41 @@ class Claiming(Examiner):
         for name, due_us in (("late", 30), ("early", 10), ("mid", 20), ("mid-too", 20)):
             create(backend, None, replace(creation(backend, name), due_us=due_us))
         ann, work = session_of(backend), definition_of(backend)
-        assert ids(backend.claim_due(ann, [work], 30, 3)) == ["early", "mid", "mid-too"]
-        assert ids(backend.claim_due(ann, [work], 30, 3)) == ["late"]
-
-    def test_the_oldest_due_of_all_definitions_comes_first(self, backend: Backend) -> None:
-        """Several definitions are one queue."""
-        for name, workflow, due_us in (("x", "one", 30), ("y", "two", 20), ("z", "one", 10)):
-            create(backend, None, replace(creation(backend, name, workflow=workflow), due_us=due_us))
-        both = [definition_of(backend, "one"), definition_of(backend, "two")]
-        assert ids(backend.claim_due(session_of(backend), both, 99, 9)) == ["z", "y", "x"]
+        assert ids(backend.claim_due(ann, Want([work], 30, 3))) == ["early", "mid", "mid-too"]
+        assert ids(backend.claim_due(ann, Want([work], 30, 3))) == ["late"]
 
     def test_nothing_is_claimed_before_it_is_due(self, backend: Backend) -> None:
         """An instance is due at its time, not a microsecond earlier."""
         create(backend, None, replace(creation(backend), due_us=T0))
         ann, work = session_of(backend), definition_of(backend)
-        assert ids(backend.claim_due(ann, [work], T0 - 1, 9)) == []
-        assert ids(backend.claim_due(ann, [work], T0, 9)) == ["a"]
+        assert ids(backend.claim_due(ann, Want([work], T0 - 1, 9))) == []
+        assert ids(backend.claim_due(ann, Want([work], T0, 9))) == ["a"]
 
     def test_without_a_due_time_nothing_is_due(self, backend: Backend) -> None:
         """A parked instance waits for a message only."""
         backend.commit(None, [change(start(backend, None), rest=WAITING)])
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], 10**18, 9)) == []
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], 10**18, 9))) == []
 
     def test_held_and_ended_instances_are_not_due(self, backend: Backend) -> None:
         """Only what is free can be claimed."""
         start(backend, session_of(backend), "held")
         backend.commit(None, [change(start(backend, None, "over"), rest=COMPLETED)])
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], T0, 9)) == []
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], T0, 9))) == []
 
     def test_other_definitions_do_not_use_up_the_limit(self, backend: Backend) -> None:
         """Rows nobody asked for are filtered before the limit, so they cannot hide the others."""
         for number in range(20):
             create(backend, None, replace(creation(backend, str(number), workflow="other"), due_us=1))
         create(backend, None, replace(creation(backend, "mine"), due_us=2))
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], 9, 1)) == ["mine"]
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], 9, 1))) == ["mine"]
 
     def test_no_definitions_claim_nothing(self, backend: Backend) -> None:
         """A worker that knows nothing gets nothing, and one that knows a plan twice gets each instance once."""
         start(backend, None)
         ann, work = session_of(backend), definition_of(backend)
-        assert ids(backend.claim_due(ann, [], T0, 9)) == []
-        assert ids(backend.claim_due(ann, [work], T0, 0)) == []
-        assert ids(backend.claim_due(ann, [work, work], T0, 9)) == ["a"]
+        assert ids(backend.claim_due(ann, Want([], T0, 9))) == []
+        assert ids(backend.claim_due(ann, Want([work], T0, 0))) == []
+        assert ids(backend.claim_due(ann, Want([work, work], T0, 9))) == ["a"]
 
     def test_the_next_due_time_is_told_by_definition(self, backend: Backend) -> None:
         """Of each of a workflow's own the earliest; what is held or waits for a message only does not count."""
@@ -125,9 +121,29 @@ class Claiming(Examiner):
         create(backend, None, replace(creation(backend, "else", workflow="two"), due_us=10))
         work, newer = definition_of(backend, "one"), backend.register("one", "newer", b"newer plan of one")
         assert backend.next_due("one") == {work: 20, newer: None}
-        assert ids(backend.claim_due(session_of(backend), [work], 20, 9)) == ["early"]
+        assert ids(backend.claim_due(session_of(backend), Want([work], 20, 9))) == ["early"]
         assert backend.next_due("one") == {work: 30, newer: None}
         assert backend.next_due("nobody's") == {}
+
+    def test_holdings_is_fenced(self, backend: Backend) -> None:
+        """A lost session hears of it when it asks what it has."""
+        is_fenced(backend, backend.holdings)
+
+    def test_a_session_can_ask_what_it_has(self, backend: Backend) -> None:
+        """The instances and the offers it has claimed, however it came to them, until it gives them back."""
+        ann, bob = session_of(backend), session_of(backend, "bob")
+        a, b = start(backend, ann, "a"), start(backend, None, "b")
+        start(backend, bob, "c")
+        backend.claim(ann, "b")
+        offers(backend, ann, a, b"x", b"y", b"z")
+        mine, others = claim_offers(backend, ann, limit=2), claim_offers(backend, bob)
+        assert _holdings(backend, ann) == ([a.instance, b.instance], sorted(each.id for each in mine))
+        assert _holdings(backend, bob)[1] == [each.id for each in others]
+        backend.release(ann, [b.instance])
+        backend.hand_back(ann, [mine[0].id])
+        assert _holdings(backend, ann) == ([a.instance], [mine[1].id])
+        backend.commit(ann, [change(a, rest=COMPLETED)])
+        assert _holdings(backend, ann) == ([], [])
 
     def test_threads_share_what_is_due(self, backend: Backend) -> None:
         """Each instance goes to one of the sessions that claim at once."""
@@ -139,13 +155,18 @@ class Claiming(Examiner):
         def claim(number: int) -> list[str]:
             barrier.wait()
             mine: list[str] = []
-            while found := backend.claim_due(sessions[number], [work], T0, 3):
+            while found := backend.claim_due(sessions[number], Want([work], T0, 3)):
                 mine += ids(found)
             return mine
 
         with ThreadPoolExecutor(THREADS) as pool:
             taken = [name for mine in pool.map(claim, range(THREADS)) for name in mine]
         assert sorted(taken) == sorted(str(number) for number in range(total))
+
+
+def _holdings(backend: Backend, session: Session) -> tuple[list[int], list[int]]:
+    instances, offers = backend.holdings(session)
+    return sorted(instances), sorted(offers)
 
 
 class Freeing(Examiner):
@@ -155,7 +176,7 @@ class Freeing(Examiner):
         header = create(backend, ann, replace(creation(backend), due_us=None))
         backend.commit(ann, [change(header)])
         backend.release(ann, [header.instance])
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], 0, 9)) == ["a"]
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], 0, 9))) == ["a"]
 
     def test_a_release_changes_no_journal(self, backend: Backend) -> None:
         """It is not an event of the instance."""
@@ -205,4 +226,4 @@ class Freeing(Examiner):
         ann = session_of(backend)
         start(backend, ann)
         self.pass_leases(backend)
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], T0, 9)) == ["a"]
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], T0, 9))) == ["a"]

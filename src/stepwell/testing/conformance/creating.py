@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Created, Creation, Filter
+from stepwell.backend.base import Backend, Created, Creation, Filter, Want
 from stepwell.errors import OptionError
 from stepwell.testing.sample import (
     COMPLETED,
@@ -204,7 +204,7 @@ class Restoring(Examiner):
     def test_restored_mail_makes_it_due(self, backend: Backend) -> None:
         """Whoever serves its workflow takes the messages in."""
         create(backend, None, restored(backend))
-        (found,) = backend.claim_due(session_of(backend), [definition_of(backend)], T0, 9)
+        (found,) = backend.claim_due(session_of(backend), Want([definition_of(backend)], T0, 9))
         assert [message.name for message in found.mail] == ["first", "second"]
         assert list(backend.stuck(T0)) == []
 

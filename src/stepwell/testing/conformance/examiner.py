@@ -30,6 +30,8 @@ class Examiner:
     """How the tests get at the backend under test. A subclass says how one is made."""
 
     clock: LeaseClock
+    wait_s: float = 10.0
+    """How long to wait for what has to come."""
 
     def setup_method(self) -> None:
         self.clock = LeaseClock()

@@ -7,7 +7,7 @@ from threading import Barrier
 
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Change
+from stepwell.backend.base import Backend, Change, Want
 from stepwell.testing.sample import (
     COMPLETED,
     RUNNING,
@@ -177,7 +177,7 @@ class Inbox(Examiner):
         header = start(backend, ann)
         backend.post(header.instance, signal())
         assert backend.commit(ann, [change(header, rest=WAITING)]) == ["mail"]
-        assert ids(backend.claim_due(ann, [definition_of(backend)], 0, 9)) == ["a"]
+        assert ids(backend.claim_due(ann, Want([definition_of(backend)], 0, 9))) == ["a"]
 
     def test_a_release_that_takes_its_messages_is_quiet(self, backend: Backend) -> None:
         """What was taken in the same change does not wait any more."""
@@ -216,7 +216,7 @@ class Inbox(Examiner):
         backend.commit(ann, [change(header, rest=replace(WAITING, release=False))])
         backend.post(header.instance, signal())
         backend.end_session(ann)
-        (found,) = backend.claim_due(session_of(backend, "bob"), [definition_of(backend)], 0, 9)
+        (found,) = backend.claim_due(session_of(backend, "bob"), Want([definition_of(backend)], 0, 9))
         assert len(found.mail) == 1
 
     def test_a_post_and_a_release_race(self, backend: Backend) -> None:

@@ -16,6 +16,7 @@ from stepwell.testing.sample import (
     dump,
     entries,
     header_of,
+    offers,
     seqs,
     session_of,
     start,
@@ -33,6 +34,8 @@ class Joining(Examiner):
             pytest.skip("this store has them")
         with pytest.raises(OptionError):
             backend.within(object())
+        with pytest.raises(OptionError):
+            backend.connect()
 
     def test_what_is_no_connection_is_refused(self, backend: Backend) -> None:
         """Whatever the store: a path or a number is none."""
@@ -52,6 +55,30 @@ class Joining(Examiner):
         assert (seen.seq, backend.header("a")) == (2, None)
         self.finish(connection, keep=True)
         assert header_of(backend) == seen
+
+    def test_offers_go_when_the_user_s_end_commits(self, backend: Backend) -> None:
+        """An instance that is ended inside takes its offers with it, and keeps them if that is rolled back."""
+        ann = session_of(backend)
+        header = start(backend, ann)
+        offers(backend, ann, header, b"x")
+        backend.release(ann, [header.instance])
+        for keep, left in ((False, [b"x"]), (True, [])):
+            connection = self._begin(backend)
+            assert backend.within(connection).commit(None, [change(header, rest=COMPLETED)]) == ["done"]
+            self.finish(connection, keep=keep)
+            assert list(backend.offered(header.instance)) == left
+
+    def test_an_entry_of_the_user_s_clears_suspicion(self, backend: Backend) -> None:
+        """It is progress as any other."""
+        header = start(backend, session_of(backend))
+        self.pass_leases(backend)
+        backend.claim(session_of(backend, "bob"), "a")
+        assert header_of(backend).suspect == 1
+        self.pass_leases(backend)
+        connection = self._begin(backend)
+        backend.within(connection).commit(None, [change(header)])
+        self.finish(connection, keep=True)
+        assert header_of(backend).suspect == 0
 
     def test_what_the_user_rolls_back_never_was(self, backend: Backend) -> None:
         """Creations, entries, ends, replacements: the store is as it was."""

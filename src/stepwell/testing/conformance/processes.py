@@ -12,8 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.backend.base import Backend, Filter
-from stepwell.testing.sample import T0, creation, definition_of, header_of, ids, session_of, start
+from stepwell.backend.base import Backend, Filter, Want
+from stepwell.testing.sample import (
+    T0,
+    claim_offers,
+    creation,
+    definition_of,
+    header_of,
+    ids,
+    loaded,
+    offers,
+    session_of,
+    start,
+)
 
 from .examiner import Examiner
 
@@ -22,7 +33,7 @@ EACH = 15
 
 _PRELUDE = """
 import json, os, sys
-from stepwell.backend.base import Change, Created, Entry
+from stepwell.backend.base import Change, Created, Entry, Want
 from stepwell.testing.sample import *
 def at_once():
     print("ready", flush=True)
@@ -82,7 +93,7 @@ answer(str(os.getpid()))
         backend.create(None, [creation(backend, str(number)) for number in range(total)])
         source = f"""
 session, mine = session_of(backend), []
-while found := backend.claim_due(session, [{definition_of(backend)}], {T0}, 2):
+while found := backend.claim_due(session, Want([{definition_of(backend)}], {T0}, 2)):
     mine += ids(found)
 answer(",".join(mine))
 sys.stdin.readline()
@@ -90,6 +101,38 @@ sys.stdin.readline()
         answers = self.children(backend, tmp_path, [source] * 3)
         taken = [name for mine in answers for name in str(mine).split(",") if name]
         assert sorted(taken) == sorted(str(number) for number in range(total))
+
+    def test_many_processes_share_what_is_offered(self, backend: Backend, tmp_path: Path) -> None:
+        """Each offer is claimed by one of them, and each outcome reaches the instance once."""
+        ann, steps = session_of(backend), [b"%d" % number for number in range(PROCESSES * EACH)]
+        offers(backend, ann, start(backend, ann), *steps)
+        source = """
+session = session_of(backend)
+while found := claim_offers(backend, session, limit=4):
+    assert all(backend.settle(session, [(each.id, outcome(each.step)) for each in found]))
+answer("done")
+sys.stdin.readline()
+"""
+        assert self.children(backend, tmp_path, [source] * 3) == ["done"] * 3
+        assert sorted(str(message.payload) for message in loaded(backend).mail) == sorted(map(str, steps))
+
+    def test_many_processes_hold_no_more_than_most(self, backend: Backend, tmp_path: Path) -> None:
+        """Of what they claim at once, exactly as many are held as may be."""
+        backend.create(None, [creation(backend, str(number)) for number in range(20)])
+        source = f"""
+session, work = session_of(backend), {definition_of(backend)}
+answer(len(backend.claim_due(session, Want([work], {T0}, 9, most={{work: 7}}))))
+sys.stdin.readline()
+"""
+        answers = self.children(backend, tmp_path, [source] * 3)
+        assert sum(int(str(each)) for each in answers) == 7
+
+    def test_a_killed_process_leaves_its_offers(self, backend: Backend, tmp_path: Path) -> None:
+        """They are free again for the next one, without waiting for its lease."""
+        ann = session_of(backend)
+        offers(backend, ann, start(backend, ann), b"x")
+        self.children(backend, tmp_path, ["claim_offers(backend, session_of(backend))\nos._exit(9)"])
+        assert [each.step for each in claim_offers(backend, session_of(backend))] == [b"x"]
 
     def test_a_killed_process_is_taken_over_at_once(self, backend: Backend, tmp_path: Path) -> None:
         """What it held is due for the next one, without waiting for its lease; what it wrote is there."""
@@ -100,7 +143,7 @@ os._exit(9)
 """
         self.children(backend, tmp_path, [source])
         assert header_of(backend).seq == 2
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], T0, 9)) == ["a"]
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], T0, 9))) == ["a"]
 
     def test_the_hint_changes_with_another_process_s_write(self, backend: Backend, tmp_path: Path) -> None:
         """A poll of the hint is enough to notice."""

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Filter
+from stepwell.backend.base import BROUGHT_BYTES, Backend, Filter, Want
 from stepwell.errors import Closed, OptionError
 from stepwell.testing.sample import (
     COMPLETED,
@@ -60,6 +60,15 @@ class Reading(Examiner):
         header = create(backend, None, replace(creation(backend), entries=[*entries(1), *entries(2, output=None)]))
         assert backend.values(header.instance, [1, 2, 3]) == {1: b"out"}
         assert backend.values(header.instance, []) == {}
+
+    def test_a_load_brings_a_short_first_output_and_no_other(self, backend: Backend) -> None:
+        """The input of a new instance comes along, unless it is long; what follows has to be asked for."""
+        for name, output in {"short": b"x" * BROUGHT_BYTES, "long": b"x" * (BROUGHT_BYTES + 1)}.items():
+            made = replace(creation(backend, name), entries=[*entries(1, output=output), *entries(2)])
+            create(backend, None, made)
+            found = backend.load(name)
+            assert found is not None
+            assert [entry.output for entry in found.entries] == [output if name == "short" else None, None]
 
     def test_history_comes_in_pages(self, backend: Backend) -> None:
         """Each page goes on after the last seq of the one before."""
@@ -122,7 +131,7 @@ class Reading(Examiner):
         """Polling does not wake the poller."""
         ann, header = session_of(backend), start(backend, None)
         before = backend.hint()
-        backend.claim_due(ann, [1], 0, 9)
+        backend.claim_due(ann, Want([1], 0, 9))
         backend.header("a")
         backend.post(header.instance, signal())
         backend.mail(ann)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Filter, Session
+from stepwell.backend.base import Backend, Filter, Session, Want
 from stepwell.errors import LeaseLost
 from stepwell.testing.sample import T0, change, creation, definition_of, header_of, seqs, session_of, signal, start
 
 from .examiner import Examiner, dead_holder
 
 
-def _is_fenced(backend: Backend, action: Callable[[Session], object]) -> None:
+def is_fenced(backend: Backend, action: Callable[[Session], object]) -> None:
     """Check that an ended session, and one with another token, cannot do this, and that a live one can."""
     lost, live = session_of(backend), session_of(backend)
     backend.end_session(lost)
@@ -35,36 +35,36 @@ class Sessions(Examiner):
 
     def test_renew_is_fenced(self, backend: Backend) -> None:
         """A lost session cannot renew its lease."""
-        _is_fenced(backend, backend.renew)
+        is_fenced(backend, backend.renew)
 
     def test_create_is_fenced(self, backend: Backend) -> None:
         """A lost session cannot create an instance."""
         made = creation(backend)
-        _is_fenced(backend, lambda session: backend.create(session, [made]))
+        is_fenced(backend, lambda session: backend.create(session, [made]))
 
     def test_commit_is_fenced(self, backend: Backend) -> None:
         """A lost session cannot write, not even to an instance nobody holds."""
         header = start(backend, None)
-        _is_fenced(backend, lambda session: backend.commit(session, [change(header)]))
+        is_fenced(backend, lambda session: backend.commit(session, [change(header)]))
 
     def test_claim_is_fenced(self, backend: Backend) -> None:
         """A lost session cannot claim an instance."""
         start(backend, None)
-        _is_fenced(backend, lambda session: backend.claim(session, "a"))
+        is_fenced(backend, lambda session: backend.claim(session, "a"))
 
     def test_claim_due_is_fenced(self, backend: Backend) -> None:
         """A lost session cannot claim what is due."""
         start(backend, None)
         work = definition_of(backend)
-        _is_fenced(backend, lambda session: backend.claim_due(session, [work], T0, 1))
+        is_fenced(backend, lambda session: backend.claim_due(session, Want([work], T0, 1)))
 
     def test_release_is_fenced(self, backend: Backend) -> None:
         """A lost session cannot give back what it no longer holds."""
-        _is_fenced(backend, lambda session: backend.release(session, [1]))
+        is_fenced(backend, lambda session: backend.release(session, [1]))
 
     def test_mail_is_fenced(self, backend: Backend) -> None:
         """A lost session hears of it when it asks for messages."""
-        _is_fenced(backend, backend.mail)
+        is_fenced(backend, backend.mail)
 
     def test_ending_a_session_twice_does_nothing(self, backend: Backend) -> None:
         """A second end is silent."""
@@ -137,7 +137,7 @@ class Sessions(Examiner):
         start(backend, ann)
         self.pass_leases(backend)
         again = backend.claim(ann, "a")
-        backend.claim_due(ann, [definition_of(backend)], T0, 1)
+        backend.claim_due(ann, Want([definition_of(backend)], T0, 1))
         assert again is not None
         assert again.header.session == ann.id
         backend.renew(ann)
@@ -192,7 +192,7 @@ class Sessions(Examiner):
     def test_a_dead_process_is_found_by_claim_due(self, backend: Backend) -> None:
         """What it held is due at once for whoever looks."""
         start(backend, session_of(backend, holder=dead_holder()))
-        found = backend.claim_due(session_of(backend), [definition_of(backend)], T0, 10)
+        found = backend.claim_due(session_of(backend), Want([definition_of(backend)], T0, 10))
         assert [each.header.instance_id for each in found] == ["a"]
 
     def test_a_process_that_only_may_be_dead_keeps_its_lease(self, backend: Backend) -> None:

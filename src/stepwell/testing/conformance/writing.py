@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Change, Rest
+from stepwell.backend.base import Backend, Change, Rest, Want
 from stepwell.errors import LeaseLost, OptionError
 from stepwell.testing.sample import (
     COMPLETED,
@@ -206,7 +206,7 @@ class Resting(Examiner):
         backend.commit(None, [change(header, rest=Rest("failed", b"image"))])
         assert backend.commit(None, [change(header, base=2, rest=RUNNING)]) == ["done"]
         assert (header_of(backend).state, header_of(backend).ended_us) == ("running", None)
-        assert ids(backend.claim_due(session_of(backend), [definition_of(backend)], T0, 9)) == ["a"]
+        assert ids(backend.claim_due(session_of(backend), Want([definition_of(backend)], T0, 9))) == ["a"]
 
     def test_reopening_with_a_session_can_claim(self, backend: Backend) -> None:
         """A rest that does not release leaves the reopened instance with its session."""
@@ -255,7 +255,7 @@ class Resting(Examiner):
     def test_without_an_image_a_load_reads_everything(self, backend: Backend) -> None:
         """A new instance is its entries."""
         create(backend, None, creation(backend, count=2))
-        assert (loaded(backend).image, list(loaded(backend).entries)) == (None, entries(1, 2, output=None))
+        assert (loaded(backend).image, list(loaded(backend).entries)) == (None, [*entries(1), *entries(2, output=None)])
 
     def test_a_rest_may_move_to_another_definition(self, backend: Backend) -> None:
         """From then on it is listed and claimed under the new one."""
@@ -263,8 +263,8 @@ class Resting(Examiner):
         backend.commit(None, [change(start(backend, None), rest=replace(RUNNING, definition=new))])
         assert header_of(backend).fingerprint == "newer-fingerprint"
         ann = session_of(backend)
-        assert ids(backend.claim_due(ann, [definition_of(backend)], T0, 9)) == []
-        assert ids(backend.claim_due(ann, [new], T0, 9)) == ["a"]
+        assert ids(backend.claim_due(ann, Want([definition_of(backend)], T0, 9))) == []
+        assert ids(backend.claim_due(ann, Want([new], T0, 9))) == ["a"]
 
     def test_an_unknown_definition_is_refused(self, backend: Backend) -> None:
         """Nothing of the commit is written."""

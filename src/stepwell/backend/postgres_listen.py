@@ -1,0 +1,197 @@
+"""How other processes' writes are noticed: a number that changes, and a thread that listens.
+
+PostgreSQL can tell connections of each other's writes (NOTIFY, LISTEN). It is only a hint here: the payload is
+constant, the same few words are sent at most every few milliseconds, never inside a transaction that writes, and
+whoever waits looks once a second anyway, which is also what changes the number when nothing was heard. So a lost
+notification costs a second, and a pooler without LISTEN nothing more.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import count
+from select import select
+from typing import Final
+
+import psycopg
+from psycopg.pq.abc import PGconn
+
+from stepwell.errors import StepwellError
+
+from .postgres_lines import PAUSE_S, BoundedConnection, Line, Server
+
+SELF_S: Final = 1.0
+APART_S: Final = 0.005
+HEALTH_S: Final = 10.0
+ANSWER_S: Final = 5.0
+READY_S: Final = 1.0  # so long the first to ask waits, that no word of what follows is missed
+
+
+class Hints:
+    """The number that :meth:`PostgresBackend.hint` gives, and who is woken when it changes."""
+
+    def __init__(self, server: Server, line: Line) -> None:
+        self._server, self._line = server, line
+        self._lock = threading.Lock()
+        self._number, self._changed_s = 0, time.monotonic()
+        self._watchers: dict[int, Callable[[], None]] = {}
+        self._keys = count()
+        self._listener: Listener | None = None
+        self._sent_s = 0.0
+        self._later: threading.Timer | None = None
+        self.channel = f"stepwell_{blake2b(server.place.schema.encode(), digest_size=8).hexdigest()}"
+
+    def hint(self) -> int:
+        self._server.check()
+        self._listen()
+        if time.monotonic() - self._changed_s >= SELF_S:
+            self.changed()
+        return self._number
+
+    def changed(self) -> None:
+        with self._lock:
+            self._number, self._changed_s = self._number + 1, time.monotonic()
+
+    def heard(self) -> None:
+        """Take note of somebody's write, and wake whoever waits for one."""
+        self.changed()
+        for wake in list(self._watchers.values()):
+            wake()
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None] | None:
+        self._server.check()
+        if not self._listen():
+            return None
+        with self._lock:
+            key = next(self._keys)
+            self._watchers = {**self._watchers, key: wake}
+
+        def end() -> None:
+            with self._lock:
+                self._watchers = {each: other for each, other in self._watchers.items() if each != key}
+
+        return end
+
+    def _listen(self) -> bool:
+        """Begin to listen if that is not done yet; return whether it can be done."""
+        if self._server.pooled:
+            return False
+        if self._listener is None:
+            with self._lock:
+                if self._listener is None:
+                    self._listener = Listener(self._server, self.channel, self.heard)
+        return True
+
+    def wrote(self, others_wait: bool) -> None:
+        """Take note of a write of this backend, and tell other processes soon if they may wait for it."""
+        self.heard()
+        if not others_wait:
+            return
+        with self._lock:
+            if self._later is not None:
+                return
+            wait_s = self._sent_s + APART_S - time.monotonic()
+            if wait_s > 0:
+                self._later = threading.Timer(wait_s, self._send_later)
+                self._later.daemon = True
+                self._later.start()
+                return
+        self._send()
+
+    def _send_later(self) -> None:
+        with self._lock:
+            self._later = None
+        if not self._server.closed and self._server.is_ours:
+            self._send()
+
+    def _send(self) -> None:
+        self._sent_s = time.monotonic()
+        with suppress(StepwellError):  # it is a hint, and what it is about has landed
+            self._line.once(lambda db: db.rows("SELECT pg_notify($1, '')", self.channel))
+
+    def close(self) -> None:
+        with self._lock:
+            later, self._later = self._later, None
+            listener, self._listener = self._listener, None
+        if later is not None:
+            later.cancel()
+            if self._server.is_ours:
+                self._send()
+        if listener is not None:
+            listener.close()
+
+
+class Listener:
+    """A thread with a connection that listens, made again whenever it is lost or has stopped to answer."""
+
+    def __init__(self, server: Server, channel: str, heard: Callable[[], None]) -> None:
+        self._server, self._channel, self._heard = server, channel, heard
+        self._ours, self._theirs = socket.socketpair()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="stepwell-listen", daemon=True)
+        self._ready = threading.Event()
+        self._thread.start()
+        self._ready.wait(READY_S)
+
+    def close(self) -> None:
+        self._closing = True
+        with suppress(OSError):
+            self._theirs.send(b"x")
+        if threading.current_thread() is not self._thread and self._server.is_ours:
+            self._thread.join(ANSWER_S)
+        self._theirs.close()
+
+    def _run(self) -> None:
+        tries = 0
+        while not self._closing:
+            try:
+                with self._server.connect() as connection:
+                    connection.execute(f"LISTEN {self._channel}".encode())
+                    self._ready.set()
+                    if tries:
+                        self._heard()  # something may have been said meanwhile
+                    tries = 0
+                    self._listen(connection)
+            except (psycopg.Error, OSError, StepwellError):
+                tries += 1
+            self._ready.set()
+            if not self._closing:
+                select([self._ours], [], [], random.uniform(0.3, 1) * PAUSE_S[min(tries, len(PAUSE_S) - 1)])  # noqa: S311
+        self._ours.close()
+
+    def _listen(self, connection: BoundedConnection) -> None:
+        """Return when the connection is lost; it is asked for a sign of life from time to time."""
+        pgconn = connection.pgconn
+        asked_s, heard_s = 0.0, time.monotonic()
+        while not self._closing:
+            now = time.monotonic()
+            if asked_s and now - asked_s > ANSWER_S:
+                return
+            if not asked_s and now - heard_s > HEALTH_S:
+                pgconn.send_query(b"SELECT 1")
+                asked_s = now
+            sources: list[int] = [pgconn.socket, self._ours.fileno()]
+            ready, _, _ = select(sources, [], [], ANSWER_S if asked_s else HEALTH_S)
+            if pgconn.socket not in ready:
+                continue
+            heard_s = time.monotonic()
+            pgconn.consume_input()
+            if asked_s and not pgconn.is_busy():
+                while pgconn.get_result() is not None:
+                    continue
+                asked_s = 0.0
+            if _notified(pgconn):
+                self._heard()
+
+
+def _notified(pgconn: PGconn) -> bool:
+    found = False
+    while pgconn.notifies() is not None:
+        found = True
+    return found

@@ -1,0 +1,80 @@
+"""A task's transaction in PostgreSQL: it keeps nobody else from writing but those who want its rows.
+
+The transaction's number is known from the beginning. It tells whether the task has ended the transaction and begun
+another, and, if the answer to the commit is lost, what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from .opened import ENDED_BY_TASK
+from .postgres_joined import UserConnection
+from .postgres_lines import Line
+
+AFTER_AN_ERROR = "went on after an error in its transaction, of which nothing can be kept; let the error out"
+NUMBER = b"SELECT pg_catalog.pg_current_xact_id()::text"
+
+
+class PostgresOpened:
+    """See :class:`.opened.Opened`."""
+
+    excludes = False
+    failures: tuple[type[Exception], ...] = (psycopg.Error,)
+
+    def __init__(self, connection: UserConnection) -> None:
+        self.connection = connection
+        self._number = ""
+
+    def begin(self) -> None:
+        self._number = self._transaction()
+
+    def _transaction(self) -> str:
+        cursor: psycopg.Cursor[Any] = psycopg.Cursor(self.connection, row_factory=tuple_row)
+        (number,) = cursor.execute(NUMBER).fetchone() or ("",)
+        return str(number)
+
+    def guard(self, refuse: Callable[[], Exception]) -> None:
+        self.connection.refuse = refuse
+
+    def unusable(self) -> str:
+        status = self.connection.pgconn.transaction_status
+        if status == TransactionStatus.INERROR:
+            return AFTER_AN_ERROR
+        if status != TransactionStatus.INTRANS or self._transaction() != self._number:
+            return ENDED_BY_TASK
+        return ""
+
+    def commit(self) -> None:
+        self.connection.refuse = None
+        try:
+            self.connection.commit()
+        except psycopg.Error as error:
+            if not self.connection.broken:
+                raise
+            line = Line(self.connection.server)
+            try:
+                if not line.landed(self._number, error):
+                    raise
+            finally:
+                line.close()
+
+    def in_use(self, error: BaseException | None) -> bool:
+        return False
+
+    def let_go(self) -> None:
+        """Nothing was kept from anybody."""
+
+    def close(self) -> None:
+        if not self.connection.closed and self.connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            with suppress(psycopg.Error):
+                self.connection.cancel_safe(timeout=1.0)
+        self.connection.refuse = None
+        with suppress(psycopg.Error):
+            self.connection.close()

@@ -1,0 +1,175 @@
+"""A task's own transaction in PostgreSQL: its rows and its step land together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from stepwell import (
+    CheckpointingRunner,
+    Flow,
+    PostgresBackend,
+    Retry,
+    TransactionTimeout,
+    WorkflowFailed,
+    parallel,
+    task,
+    task_context,
+    workflow,
+)
+from stepwell.backend.postgres_opened import PostgresOpened
+
+from ..postgres import Server  # noqa: TID252 - the tests are not installed
+from ..proxy import Proxy  # noqa: TID252
+
+
+@pytest.fixture
+def server(postgres_server: Server) -> Iterator[Server]:
+    postgres_server.execute("DROP TABLE IF EXISTS entry")
+    postgres_server.execute("CREATE TABLE entry (account text, cents integer)")
+    yield postgres_server
+    postgres_server.execute("DROP TABLE entry")
+
+
+@pytest.fixture
+def runner(server: Server) -> Iterator[CheckpointingRunner]:
+    with PostgresBackend(server.dsn(), schema=server.new_schema()) as backend, CheckpointingRunner(backend) as made:
+        yield made
+
+
+def book(account: str, cents: int) -> psycopg.Connection:
+    with task_context().transaction() as db:
+        db.execute("INSERT INTO entry VALUES (%s, %s)", (account, cents))
+    return db  # type: ignore[return-value]
+
+
+def booked(server: Server) -> list[tuple[str, int]]:
+    return server.execute("SELECT account, cents FROM entry ORDER BY cents")
+
+
+@task
+def deposit(cents: int) -> int:
+    book("in", cents)
+    return cents + 1
+
+
+@task
+def plain(cents: int) -> int:
+    return cents
+
+
+def test_what_it_wrote_commits_with_its_step(runner: CheckpointingRunner, server: Server) -> None:
+    """Rows of the user's table and the outcome are both there."""
+    flow = Flow("bank").then(plain).then(deposit).then(plain, name="after").build()
+    assert runner.run(flow, 5, instance_id="a") == 6
+    assert booked(server) == [("in", 5)]
+
+
+def test_an_error_undoes_what_was_written(runner: CheckpointingRunner, server: Server) -> None:
+    """The attempt that fails leaves nothing; the one that succeeds leaves its rows once."""
+    tries: list[int] = []
+
+    @task(retry=Retry(attempts=2, delay="1ms"))
+    def shaky(cents: int) -> int:
+        tries.append(cents)
+        book("in", cents)
+        if len(tries) < 2:
+            raise OSError("not yet")
+        return cents
+
+    assert runner.run(Flow("bank").then(shaky).build(), 4) == 4
+    assert booked(server) == [("in", 4)]
+
+
+def test_branches_have_theirs_at_once(runner: CheckpointingRunner, server: Server) -> None:
+    """Nobody waits for anybody else's."""
+
+    @workflow
+    def wide(cents: int) -> list[int]:
+        with parallel():
+            return [deposit(cents) for _ in range(4)]
+
+    assert runner.run(wide, 1) == [2] * 4
+    assert len(booked(server)) == 4
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback", "COMMIT", "ROLLBACK"])
+def test_a_task_that_ends_it_fails(runner: CheckpointingRunner, server: Server, how: str) -> None:
+    """By the connection's method or by a statement."""
+
+    @task
+    def ends(cents: int) -> int:
+        with task_context().transaction() as db:
+            db.execute("INSERT INTO entry VALUES ('x', 1)")
+            db.execute(how) if how.isupper() else getattr(db, how)()
+            db.execute("SELECT 1")
+        return cents
+
+    with pytest.raises(WorkflowFailed, match="leave COMMIT and ROLLBACK to the runner"):
+        runner.run(Flow("bank").then(ends).build(), 4)
+
+
+def test_a_task_that_goes_on_after_an_error_fails(runner: CheckpointingRunner, server: Server) -> None:
+    """PostgreSQL keeps nothing of such a transaction; a savepoint around the statement is another matter."""
+
+    @task
+    def goes_on(cents: int) -> int:
+        with task_context().transaction() as db:
+            db.execute("INSERT INTO entry VALUES ('x', 1)")
+            try:
+                if cents:
+                    db.execute("SELECT 1 / 0")
+                else:
+                    with db.transaction():  # type: ignore[attr-defined]
+                        db.execute("SELECT 1 / 0")
+            except psycopg.DataError:
+                return cents
+        return -1
+
+    flow = Flow("bank").then(goes_on).build()
+    with pytest.raises(WorkflowFailed, match="after an error"):
+        runner.run(flow, 1)
+    assert booked(server) == []
+    assert runner.run(flow, 0) == 0
+    assert booked(server) == [("x", 1)]
+
+
+def test_open_for_half_a_lease_it_is_undone(server: Server) -> None:
+    """It is ended from outside, and the attempt fails by its name."""
+    with (
+        PostgresBackend(server.dsn(), schema=server.new_schema()) as backend,
+        CheckpointingRunner(backend, lease="1s") as runner,
+    ):
+
+        @task
+        def dawdles(cents: int) -> int:
+            with task_context().transaction() as db:
+                db.execute("INSERT INTO entry VALUES ('slow', 1)")
+                db.execute("SELECT pg_sleep(20)")
+            return cents
+
+        with pytest.raises(WorkflowFailed, match=r"open for longer than 0\.5 s") as failed:
+            runner.run(Flow("bank").then(dawdles).build(), 4)
+        assert isinstance(failed.value.__cause__, TransactionTimeout)
+    assert booked(server) == []
+
+
+def test_a_commit_whose_answer_is_lost_is_asked_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has landed is not done again."""
+    commit = PostgresOpened.commit
+    with Proxy(server.socket) as proxy:
+
+        def losing(opened: PostgresOpened) -> None:
+            proxy.drop_commit()
+            commit(opened)
+            proxy.drop_commits(lambda number: False)
+
+        monkeypatch.setattr(PostgresOpened, "commit", losing)
+        with (
+            PostgresBackend(proxy.dsn(), schema=server.new_schema()) as backend,
+            CheckpointingRunner(backend) as runner,
+        ):
+            assert runner.run(Flow("bank").then(deposit).build(), 5, instance_id="a") == 6
+    assert booked(server) == [("in", 5)]

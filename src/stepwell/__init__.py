@@ -39,7 +39,6 @@ from .errors import (
     OptionError,
     Permanent,
     RecordedError,
-    RetryAfter,
     SchemaTooNew,
     SignalTimeout,
     StepCancelled,
@@ -60,7 +59,7 @@ from .errors import (
 from .flow.task import Task, inject, task
 from .flow.trace import branch, delay, loop, parallel, route, signal, workflow
 from .flow.workflow import Workflow
-from .retry import Retry
+from .retry import Retry, RetryAfter
 from .runtime.context import TaskContext, task_context
 from .types import Again, Complete, ConflictPolicy, Decision, Done, Fail, Limits, Rerun
 
@@ -68,9 +67,12 @@ if TYPE_CHECKING:
     __version__: str
     from .backend.base import Backend
     from .backend.memory import InMemoryBackend
+    from .backend.postgres import PostgresBackend
     from .backend.sqlite import SqliteBackend
+    from .backend.urls import open_backend
     from .codec import Codec, JsonCodec, MsgpackCodec, Record
     from .flow.builder import Chain, Flow
+    from .observe.tracing import init_tracing, shutdown_tracing
     from .runtime.checkpointing import AsyncCheckpointingRunner, CheckpointingRunner
     from .runtime.client import WorkflowClient
     from .runtime.client_async import AsyncWorkflowClient
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from .runtime.inspection import Attempt, ErrorInfo, HistoryEvent
     from .runtime.moving import ChangePreview
     from .runtime.upkeep import Retention
+    from .runtime.worker import PooledWorker, WorkerHandle, WorkerHealth
 
 _LATER = {
     "AsyncCheckpointingRunner": "runtime.checkpointing",
@@ -100,10 +103,17 @@ _LATER = {
     "InstanceStatus": "runtime.ending",
     "JsonCodec": "codec",
     "MsgpackCodec": "codec",
+    "PostgresBackend": "backend.postgres",
+    "PooledWorker": "runtime.worker",
     "Record": "codec",
     "Retention": "runtime.upkeep",
     "SqliteBackend": "backend.sqlite",
+    "WorkerHandle": "runtime.worker",
+    "WorkerHealth": "runtime.worker",
     "WorkflowClient": "runtime.client",
+    "init_tracing": "observe.tracing",
+    "open_backend": "backend.urls",
+    "shutdown_tracing": "observe.tracing",
 }
 
 __all__ = [
@@ -161,6 +171,8 @@ __all__ = [
     "NoTaskContext",
     "OptionError",
     "Permanent",
+    "PooledWorker",
+    "PostgresBackend",
     "Record",
     "RecordedError",
     "Rerun",
@@ -184,6 +196,8 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "ValueTooLarge",
+    "WorkerHandle",
+    "WorkerHealth",
     "Workflow",
     "WorkflowCancelled",
     "WorkflowClient",
@@ -191,10 +205,13 @@ __all__ = [
     "__version__",
     "branch",
     "delay",
+    "init_tracing",
     "inject",
     "loop",
+    "open_backend",
     "parallel",
     "route",
+    "shutdown_tracing",
     "signal",
     "task",
     "task_context",

@@ -32,6 +32,7 @@
     │   └── InstanceHeld           stopped for a person's decision
     ├── StepError                  what a step's failure is recorded as, when it is ours
     │   ├── TaskTimeout
+    │   │   └── TransactionTimeout a task's transaction was open for too long
     │   ├── SignalTimeout
     │   ├── NoRoute
     │   ├── LoopLimit
@@ -40,7 +41,7 @@
     │   └── Interrupted            an at-most-once step was cut off
     ├── RecordedError              a task's error read back from storage
     ├── Permanent                  raised by a task: do not retry
-    ├── RetryAfter                 raised by a task: try again after a wait
+    ├── RetryAfter                 raised by a task: try again after a wait (in stepwell.retry)
     └── BackendError               the infrastructure failed; no task did
         ├── BackendUnavailable     locked for too long, unreachable, cannot be opened
         ├── BackendReadOnly
@@ -274,28 +275,6 @@ class Permanent(StepwellError):
         Traceback (most recent call last):
         stepwell.errors.Permanent: the card is blocked
     """
-
-
-class RetryAfter(StepwellError):
-    """Raise it in a task to be tried again after at least ``seconds``; uses up no attempt.
-
-    Args:
-        seconds: 0 to 31 622 400, which is a year.
-        message: what a person may read of it.
-
-    Raises:
-        OptionError: ``seconds`` is out of range.
-
-    Example:
-        >>> RetryAfter(30, "the server is busy").seconds
-        30
-    """
-
-    def __init__(self, seconds: float, message: str = "") -> None:
-        if not 0 <= seconds <= 366 * 86_400:
-            raise OptionError(f"RetryAfter takes 0 to 31 622 400 seconds, not {seconds!r}")
-        super().__init__(message or f"retry after {seconds} s")
-        self.seconds = seconds
 
 
 # --- infrastructure ---------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, cast
 
-from .errors import OptionError, Permanent
-from .timing import Duration, duration_us
+from .errors import OptionError, Permanent, StepwellError
+from .timing import SECOND_US, Duration, duration_us
 
 ATTEMPTS_MAX: Final = 10_000
 
@@ -64,6 +64,28 @@ class Retry:
     def covers(self, error: BaseException) -> bool:
         """Say whether this policy tries again after ``error``."""
         return isinstance(error, self.on) and not isinstance(error, (Permanent, *self.unless))
+
+
+class RetryAfter(StepwellError):
+    """Raise it in a task to be tried again after at least ``wait``; uses up no attempt.
+
+    ``seconds`` is the wait as a number.
+
+    Args:
+        wait: seconds, ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``, up to ten years.
+        message: what a person may read of it.
+
+    Raises:
+        OptionError: ``wait`` is not a duration, or out of range.
+
+    Example:
+        >>> RetryAfter("30s", "the server is busy").seconds
+        30.0
+    """
+
+    def __init__(self, wait: Duration, message: str = "") -> None:
+        self.seconds = duration_us(wait, "RetryAfter(wait)") / SECOND_US
+        super().__init__(message or f"retry after {self.seconds:g} s")
 
 
 def check_attempts(attempts: object) -> int:

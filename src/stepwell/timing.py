@@ -17,6 +17,7 @@ SECOND_US: Final = 1_000_000
 DURATION_MAX_US: Final = 10 * 366 * 86_400 * SECOND_US  # ten years: longer is a mistake in the unit
 
 _UNITS_US: Final = {"ms": 1_000, "s": SECOND_US, "m": 60 * SECOND_US, "h": 3_600 * SECOND_US, "d": 86_400 * SECOND_US}
+_LONGEST_FIRST: Final = tuple(_UNITS_US.items())[::-1]
 _TEXT: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d)")
 
 
@@ -49,6 +50,12 @@ def _parse(value: object, what: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return round(value * SECOND_US) if value == value and abs(value) < 1e12 else float("inf")
     raise OptionError(f"{what} must be seconds, a timedelta, or text like '100ms' '30s' '5m' '2h' '1d', not {value!r}")
+
+
+def span(duration_us: int) -> str:
+    """Return a span in the largest unit that it is a whole number of: ``90s``, ``2d``, ``1500us``."""
+    unit, size = next(((u, s) for u, s in _LONGEST_FIRST if duration_us and duration_us % s == 0), ("us", 1))
+    return f"{duration_us // size}{unit}"
 
 
 def moment(at_us: int) -> datetime:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from .errors import OptionError
 
@@ -37,7 +37,12 @@ class Again(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[R]):
-    """Returned by a loop's body: leave the loop with ``value``. See :class:`Again`."""
+    """Returned by a loop's body: leave the loop with ``value``. See :class:`Again`.
+
+    Example:
+        >>> Done("good enough").value
+        'good enough'
+    """
 
     value: R
 
@@ -94,6 +99,7 @@ class Fail:
 
 
 Decision: TypeAlias = Rerun | Complete | Fail
+"""What ``WorkflowClient.decide`` takes: one of the three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,26 +146,59 @@ def check_name(name: object, what: str) -> str:
     if not 1 <= len(name) <= NAME_CHARS_MAX:
         raise OptionError(f"{what} must have 1 to {NAME_CHARS_MAX} characters, {name[:80]!r} has {len(name)}")
     if bad := next((c for c in name if c in _NAME_REFUSED or not c.isprintable()), None):
-        raise OptionError(f"{what} {name!r} contains {bad!r}; / [ ] # = and control characters are used by paths")
+        raise OptionError(
+            f"{what} {name!r} contains {bad!r}; / [ ] # = and control characters are used by paths; "
+            "leave it out, or write - instead"
+        )
     return name
 
 
-def check_instance_id(instance_id: object) -> str:
+def check_instance_id(instance_id: object, what: str = "instance id") -> str:
     """Return ``instance_id`` if it may name an instance, else raise :class:`OptionError`.
 
-    An id has 1 to 256 bytes of UTF-8 and no control character.
+    ``what`` is what errors call it. An id has 1 to 256 bytes of UTF-8 and no control character.
     """
     if not isinstance(instance_id, str):
-        raise OptionError(f"an instance id must be a str, not {type(instance_id).__name__}")
+        mend = "; write str(…) around it" if isinstance(instance_id, int) else ""
+        raise OptionError(f"an {what} must be a str, not {type(instance_id).__name__}{mend}")
     try:
         size = len(instance_id.encode())
     except UnicodeEncodeError:
-        raise OptionError(f"instance id {instance_id!r} is not valid Unicode text") from None
+        raise OptionError(f"{what} {instance_id!r} is not valid Unicode text") from None
     if not 1 <= size <= ID_BYTES_MAX:
-        raise OptionError(f"an instance id must have 1 to {ID_BYTES_MAX} bytes, this one has {size}")
+        raise OptionError(f"an {what} must have 1 to {ID_BYTES_MAX} bytes, this one has {size}")
     if any(ord(c) < 32 or ord(c) == 127 for c in instance_id):
-        raise OptionError(f"instance id {instance_id!r} contains a control character")
+        raise OptionError(f"{what} {instance_id!r} contains a control character")
     return instance_id
+
+
+def check_labels(labels: object) -> dict[str, str]:
+    """Return labels as a dict if an instance may have them, else raise :class:`OptionError`.
+
+    Keys have 1 to 256 bytes of UTF-8, values up to 256, neither a control character; all of them at most 64 KiB.
+    """
+    if not isinstance(labels, Mapping):
+        raise OptionError(f"labels must be a mapping, as labels={{'customer': 'ann'}}, not a {type(labels).__name__}")
+    found: dict[str, str] = {}
+    for key, value in cast("Mapping[object, object]", labels).items():
+        name = _label(key, "the name of a label", 1)
+        found[name] = _label(value, f"the value of label {name!r}", 0)
+    if (size := sum(len(text.encode()) for pair in found.items() for text in pair)) > METADATA_BYTES_MAX:
+        raise OptionError(f"labels may have {METADATA_BYTES_MAX} bytes in all, not {size}; keep more in the input")
+    return found
+
+
+def _label(text: object, what: str, least: int) -> str:
+    """Return one half of a label; as an index finds it, it has an id's limits. Values are nobody else's to read."""
+    if not isinstance(text, str):
+        mend = "; write str(…) around it" if isinstance(text, int) else ""
+        raise OptionError(f"labels are texts: {what} must be a str, not {type(text).__name__}{mend}")
+    size = len(text.encode(errors="surrogatepass"))
+    plain = text.isascii() or text == text.encode(errors="replace").decode()
+    if not least <= size <= ID_BYTES_MAX or not plain or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        limits = f"{least} to {ID_BYTES_MAX} bytes of UTF-8 without control characters"
+        raise OptionError(f"labels: {what} must have {limits}, this one has {size}")
+    return text
 
 
 Metadata: TypeAlias = Mapping[str, object]

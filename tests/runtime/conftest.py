@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from stepwell import CheckpointingRunner, InMemoryBackend, InProcessRunner, SqliteBackend
+from stepwell import CheckpointingRunner, InProcessRunner
 from stepwell.testing import VirtualClock
+
+from ..stores import KINDS, open_store  # noqa: TID252 - the tests are not installed
 
 Make = Callable[..., Any]
 
@@ -20,10 +22,10 @@ def clock() -> VirtualClock:
     return VirtualClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture
+def backend(kind: str, tmp_path: Path) -> Iterator[Any]:
     """A store of each kind."""
-    made = InMemoryBackend() if request.param == "memory" else SqliteBackend(tmp_path / "runs.db")
+    made = open_store(kind, tmp_path / "runs.db")
     yield made
     made.close()
 
@@ -43,16 +45,18 @@ def runner(backend: Any, open_runner: Make) -> Any:
     return open_runner(backend)
 
 
-@pytest.fixture(params=["passed", "isolated", "memory", "sqlite"])
+@pytest.fixture(params=["passed", "isolated", *KINDS])
 def any_runner(request: pytest.FixtureRequest, tmp_path: Path, clock: VirtualClock) -> Iterator[Make]:
     """A function that makes a sync runner of each kind."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres_server")
     with ExitStack() as stack:
 
         def make(**options: Any) -> Any:
             options = {"clock": clock, **options}
             if request.param in ("passed", "isolated"):
                 return stack.enter_context(InProcessRunner(isolate=request.param == "isolated", **options))
-            store = InMemoryBackend() if request.param == "memory" else SqliteBackend(tmp_path / "any.db")
+            store = open_store(request.param, tmp_path / "any.db")
             stack.callback(store.close)
             return stack.enter_context(CheckpointingRunner(store, **options))
 

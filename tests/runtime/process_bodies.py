@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from stepwell.errors import Permanent, RetryAfter
+from stepwell import Permanent, RetryAfter
 from stepwell.flow.task import inject, task
 from stepwell.retry import Retry
 from stepwell.runtime.context import task_context

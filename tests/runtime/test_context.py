@@ -131,7 +131,7 @@ def test_the_logger_names_instance_path_and_attempt(any_runner: Any, caplog: pyt
 
     any_runner().run(speaking, 1, instance_id="talk")
     (record,) = caplog.records
-    assert (record.instance_id, record.path, record.attempt) == ("talk", "speak", 1)  # type: ignore[attr-defined]
+    assert (record.instance, record.path, record.attempt) == ("talk", "speak", 1)  # type: ignore[attr-defined]
 
 
 # --- the idempotency key ------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def survives(inner: Any, fault: Fault) -> bool:
             fault
         )
         if fault.method == "end_session" and struck:
-            inner.end_session(failing._room._renewer.session)
+            inner.end_session(failing._room._lease.session)
         assert runner.run(world.workflow, 1, instance_id="i") == 105, fault
     assert not inner.stuck(0)
     assert all(world.calls.count(name) <= 2 + (name == "right") for name in ("first", "left", "right", "last")), fault

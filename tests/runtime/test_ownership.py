@@ -321,7 +321,7 @@ def test_a_runner_that_has_opened_a_new_session_leaves_alone_what_another_took(b
         calls.append("slow")
         if len(calls) == 1:
             backend.end_session(first._room.session())
-            first._room._renewer.lost = True
+            first._room._lease.lost = True
             assert backend.claim(other._room.session(), "i").header.session == other._room.session().id
         return x + 1
 

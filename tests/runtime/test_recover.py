@@ -20,7 +20,7 @@ from stepwell import (
     task,
     workflow,
 )
-from stepwell.runtime import recovering
+from stepwell.runtime import claiming
 from stepwell.runtime.clock import SystemClock, Wait
 from stepwell.testing import VirtualClock
 
@@ -120,7 +120,7 @@ def test_few_are_in_memory_at_a_time(
         most = max(most, len(runner._room._working))
 
     runner.client.start_many(both, list(range(20)))
-    monkeypatch.setattr(recovering, "AT_ONCE", 3)
+    monkeypatch.setattr(claiming, "AT_ONCE", 3)
     monkeypatch.setattr(runner._room, "enter", entering)
     found = runner.recover([both], wait=stay)
     assert (most, len(found), {s.state for s in found}) == (3, 20, {"completed" if stay else "waiting"})
@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_taken_up_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, stay: bool
 ) -> None:
     """It is due all the time, does not keep the call busy or the others from their turn, and is given back."""
-    monkeypatch.setattr(recovering, "AT_ONCE", 1)
+    monkeypatch.setattr(claiming, "AT_ONCE", 1)
     with SqliteBackend(tmp_path / "runs.db") as backend, CheckpointingRunner(backend) as runner:
         for name in ("bad", "good"):
             runner.start(asking, 1, instance_id=name)

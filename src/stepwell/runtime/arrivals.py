@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from stepwell.backend.base import Message
 from stepwell.engine import events as e
 from stepwell.errors import TaskTimeout
+from stepwell.timing import span
 
 from .invoke import Job, Outcome, Undecodable, failed, verdict
 from .live import Live
@@ -31,6 +32,12 @@ class Replaced(NamedTuple):
     live: Live
 
 
+class Lapsed(NamedTuple):
+    """The session's lease is lost, or may be."""
+
+    why: str
+
+
 class Kept(NamedTuple):
     """A cursor that a running body wants to keep."""
 
@@ -42,7 +49,7 @@ def event_of_failure(outcome: Outcome) -> tuple[e.Event, Any]:
     """Return the event that a failed attempt is, and the error record that it brings."""
     job = outcome.job
     if isinstance(outcome.error, Undecodable):
-        return e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns), None
+        return e.HoldAsked("undecodable", str(outcome.error), job.node, job.turns, job.number), None
     room = job.facts.room
     retryable, after_us = outcome.verdict or verdict(job.body, outcome.error)
     event = e.Errored(job.node, job.turns, job.number, retryable, after_us, room.draw())
@@ -51,7 +58,7 @@ def event_of_failure(outcome: Outcome) -> tuple[e.Event, Any]:
 
 def timed_out(job: Job) -> Outcome:
     """Return the outcome of an attempt that ran longer than its timeout."""
-    seconds = job.body.timeout_us / 1e6
-    error = TaskTimeout(f"{job.body.name!r} ran longer than its timeout of {seconds:g} s at {job.path}", job.path)
+    what = f"{job.body.name!r} ran longer than its timeout of {span(job.body.timeout_us)} at {job.path}"
+    error = TaskTimeout(what, job.path)
     job.took_us = job.body.timeout_us
     return failed(job, error)

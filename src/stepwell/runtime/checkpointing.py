@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from stepwell.backend.base import Backend
+from stepwell.engine.events import MAX_CRASHES
 from stepwell.errors import OptionError, UsageError
+from stepwell.flow.task import kind_of
 from stepwell.timing import SECOND_US, Duration, duration_us
 from stepwell.types import ConflictPolicy
 
@@ -41,6 +43,7 @@ class StartOptions(TypedDict, total=False):
     on_conflict: ConflictPolicy | str | None
     on_mismatch: str
     labels: Mapping[str, str] | None
+    lane: str | None
 
 
 class _Base:
@@ -56,11 +59,10 @@ class _Base:
         poll: Duration = "50ms",
         clock: Clock | None = None,
         retention: Retention | None = None,
+        max_crashes: int = MAX_CRASHES,
     ) -> None:
         if not hasattr(backend, "codec"):
-            raise UsageError(
-                f"a runner is given a backend, not a {type(backend).__name__}; write SqliteBackend('file.db')"
-            )
+            raise UsageError(f"a runner is given a backend, not {kind_of(backend)}; write SqliteBackend('file.db')")
         lease_us = duration_us(lease, "lease", least_us=SECOND_US)
         poll_us = duration_us(poll, "poll", least_us=1_000)
         if retention is not None and not isinstance(retention, Retention):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -75,6 +77,7 @@ class _Base:
             poll_us=poll_us,
             clock=clock,
             retention=retention,
+            max_crashes=max_crashes,
         )
 
     def _drive(self, mailbox: AnyMailbox, *, stay: bool, loop: Any = None) -> Drive:
@@ -95,7 +98,8 @@ class _Base:
     def _next_look(self, instance_id: str, until_us: int | None) -> Wait:
         if until_us is not None and self._room.clock.now_us() >= until_us:
             raise TimeoutError(
-                f"instance {instance_id!r} has not come to rest within the timeout; it goes on all the same"
+                f"instance {instance_id!r} has not come to rest within the timeout; it goes on all the same, and "
+                f"client.explain() says what it waits for"
             )
         return Wait(until_us, False, self._room.poll_us)
 
@@ -115,6 +119,8 @@ class CheckpointingRunner(_Base):
         poll: how often a waiting run looks for messages from other processes, at least 1 ms.
         retention: which ended instances are kept; the others are removed about once a minute, in the background, in
             small transactions, as long as this runner is open and has begun to work. Default: all.
+        max_crashes: after so many deaths of a process in one step, default 5, tried apart from other suspects, its
+            instance is held as ``quarantined``.
         clock: a test's own clock; with :class:`stepwell.testing.VirtualClock` delays take no time.
 
     Raises:
@@ -150,6 +156,7 @@ class CheckpointingRunner(_Base):
             on_conflict: what to do when the id exists; :class:`ConflictPolicy`, default USE_EXISTING.
             on_mismatch: ``"fail"`` or ``"ignore"`` an existing instance's different input.
             labels: short texts to find the instance by.
+            lane: workers can be told how many instances of one workflow and lane may be held at once.
 
         Raises:
             WorkflowFailed: a step failed; ``__cause__`` is its error.
@@ -166,7 +173,11 @@ class CheckpointingRunner(_Base):
     ) -> list[Out]:
         """Run one instance for each input, sharing commits, and return their outputs in order.
 
-        Raises as :meth:`run`.
+        With ``instance_ids``, one for each of ``values``, running again attaches to what exists; without, each is a
+        fresh one. Raises as :meth:`run`, for the first input that has no output, when all have come to rest.
+
+        Example:
+            >>> runner.run_many(checkout, orders, instance_ids=[order.id for order in orders])  # doctest: +SKIP
         """
         entered = self._work(self._entering(workflow, starting.starts_of(values, instance_ids)), stay=True)
         return [session.output_of(self._room, each) for each in entered]

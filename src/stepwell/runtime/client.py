@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, Unpack, overload
 
 from stepwell.backend.base import Backend, Stuck
-from stepwell.errors import InstanceNotFound, UsageError
+from stepwell.errors import UsageError
+from stepwell.flow.task import kind_of
 from stepwell.timing import Duration
 from stepwell.types import ENDED, Decision, check_instance_id
 
@@ -52,7 +53,7 @@ Previews: TypeAlias = "list[ChangePreview]"
 def client_room(backend: Backend, clock: Clock | None) -> Room:
     """Return a room without hands. Raises UsageError for what is no backend."""
     if not hasattr(backend, "codec"):
-        raise UsageError(f"a client is given a backend, not a {type(backend).__name__}; write SqliteBackend('file.db')")
+        raise UsageError(f"a client is given a backend, not {kind_of(backend)}; write SqliteBackend('file.db')")
     return Room(backend, clock=clock, hands=False)
 
 
@@ -113,9 +114,9 @@ class WorkflowClient(Control):
         Args:
             workflow: what to run; a task or named function is a workflow of one step.
             value: its input.
-            connection: an ``apsw.Connection`` (``SqliteBackend.connect()``): the instance exists if and only if the
-                transaction that is open on it commits.
-            options: ``instance_id``, ``on_conflict``, ``on_mismatch`` and ``labels``, as of ``runner.start``.
+            connection: one of the backend's ``connect()``: the instance exists if and only if the transaction that is
+                open on it commits.
+            options: ``instance_id``, ``on_conflict``, ``on_mismatch``, ``labels`` and ``lane``, as of ``runner.start``.
 
         Raises:
             UsageError, EncodeError: the value is not the workflow's input; or, with ``connection``, a policy other
@@ -142,6 +143,7 @@ class WorkflowClient(Control):
         """Create an instance for each input, all in one transaction, and return their statuses in order.
 
         Args:
+            values: the inputs.
             instance_ids: one for each input; default fresh ones.
             on_conflict: as of :meth:`start`. If an id is refused, the others are there all the same.
             labels: given to all of them.
@@ -194,8 +196,9 @@ class WorkflowClient(Control):
         self._backend()
         rest = waiting.Rest(self._room, instance_id, workflow, timeout)
         mailbox = Mailbox()
-        while not rest.reached():
-            mailbox.wait(rest.pause_s())
+        with waiting.woken(self._room, mailbox):
+            while not rest.reached():
+                mailbox.wait(rest.pause_s())
         return rest.output()
 
     # --- mending ---
@@ -250,9 +253,10 @@ class WorkflowClient(Control):
         state, now_us = frontier_of(plan, loaded), self._room.clock.now_us()
         held = deciding.held_of(plan, state, instance_id, path)
         known = self._room.workflow_of(plan) if workflow is None else same_name(plan, workflow)
-        verdict, value = deciding.written(self._room.codec, plan, held, decision, by, known)
-        message = decision_message(verdict, value, now_us)
-        deciding.check_follows(plan, state, event_of(message, plan), now_us)
+        with deciding.about(instance_id):
+            verdict, value = deciding.written(self._room.codec, plan, held, decision, by, known)
+            message = decision_message(verdict, value, now_us)
+            deciding.check_follows(plan, state, event_of(message, plan), now_us)
         self._send(instance_id, message, lambda plan, state: deciding.held_of(plan, state, instance_id, path))
 
     def move(self, instance_id: str, workflow: AnyWorkflow) -> InstanceStatus:
@@ -288,7 +292,7 @@ class WorkflowClient(Control):
         from . import moving
 
         self._backend()
-        return moving.preview(self._room, workflow)
+        return moving.preview(self._room, self._room.workflow_in(workflow))
 
     # --- finding ---
 
@@ -467,7 +471,7 @@ class WorkflowClient(Control):
         while not backend.delete(check_instance_id(instance_id)):
             header = backend.header(instance_id)
             if header is None:
-                raise InstanceNotFound(instance_id, "no such instance")
+                raise stored.missing(backend, instance_id)
             if header.state not in ENDED:
                 raise UsageError(f"instance {instance_id!r} is {header.state}; cancel it first, then delete it")
 
@@ -511,7 +515,9 @@ class WorkflowClient(Control):
         Raises:
             InstanceExists: the id is taken.
             CorruptValue: the bytes are damaged or no snapshot.
-            AlreadyRunning, UsageError: as :func:`stepwell.runtime.snapshot.restore_into`.
+            UnknownFormat: a newer stepwell wrote them, or the values cannot be rewritten for this store's codec.
+            ValueTooLarge: a value exceeds the limits of this store's codec.
+            OptionError: not bytes, or ``instance_id`` cannot name an instance.
 
         Example:
             >>> client.restore(Path("order-42.stepwell").read_bytes()).state  # doctest: +SKIP

@@ -116,8 +116,9 @@ class AsyncWorkflowClient:
 
         rest = waiting.Rest(self._room, instance_id, workflow, timeout)
         mailbox = AsyncMailbox(asyncio.get_running_loop())
-        while not await _apart(rest.reached):
-            await mailbox.wait(rest.pause_s())
+        with waiting.woken(self._room, mailbox):
+            while not await _apart(rest.reached):
+                await mailbox.wait(rest.pause_s())
         return await _apart(rest.output)
 
     async def status(self, instance_id: str) -> InstanceStatus:

@@ -140,11 +140,16 @@ class TaskContext:
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose records carry instance, path and attempt."""
+        """A logger whose records carry ``instance``, ``run``, ``workflow``, ``path`` and ``attempt``.
+
+        Its name is ``stepwell.task.`` and the workflow's. What a call gives as ``extra`` is carried too.
+        """
         import logging
 
-        extra = {"instance_id": self.instance_id, "path": self.path, "attempt": self.attempt}
-        return logging.LoggerAdapter(logging.getLogger(f"stepwell.task.{self.workflow}"), extra)
+        from stepwell.observe.logs import StepLogger, extras
+
+        found = extras(self._attempt.facts, self.path, self.attempt)
+        return StepLogger(logging.getLogger(f"stepwell.task.{self.workflow}"), found)
 
     def raise_if_cancelled(self) -> None:
         """Raise :class:`~stepwell.errors.StepCancelled` once the instance is cancelled or the attempt has timed out."""
@@ -171,13 +176,14 @@ class TaskContext:
     def transaction(self) -> AbstractContextManager[apsw.Connection]:
         """Open a transaction in the store's own database: what is written in it commits with this step, or not at all.
 
-        ``with`` gives an ``apsw.Connection`` that has begun. Leaving the block commits nothing; when the task returns,
-        its result is recorded on this connection and both commit. An error, a cancelled or lost step undo both. So an
-        effect in the same database happens exactly once, whatever crashes.
+        ``with`` gives a connection that has begun, an ``apsw.Connection`` or a ``psycopg.Connection``. Leaving the
+        block commits nothing; when the task returns, its result is recorded on this connection and both commit. An
+        error, a cancelled or lost step undo both. So an effect in the same database happens exactly once, whatever
+        crashes.
 
-        An attempt has one, in a plain ``def`` that runs in a thread or inline. Nobody else can write to the file
-        while it is open, which is 5 s at most (less with a short lease), so whatever else would use the store in this
-        thread meanwhile, such as a signal or another run, is refused with UsageError. COMMIT and ROLLBACK are the
+        An attempt has one, in a plain ``def`` that runs in a thread or inline. It may be open for half of the lease.
+        Nobody else can write to an SQLite file meanwhile, so there it is 5 s at most, and whatever else would use the
+        store in this thread, such as a signal or another run, is refused with UsageError. COMMIT and ROLLBACK are the
         runner's; a task that ends the transaction itself, or leaves its connection in use, fails.
 
         Raises:

@@ -21,7 +21,7 @@ from stepwell.errors import CodecError, EncodeError, InstanceDamaged, InstanceNo
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, check_instance_id, check_name
 
-from . import session, stored
+from . import observed, session, stored
 from .arrivals import News, Posted
 from .ending import InstanceStatus, hold_text
 from .live import frontier_of
@@ -74,7 +74,8 @@ class Control:
         try:
             stored = self._room.codec.encode(payload)
         except CodecError as error:
-            raise EncodeError(f"the payload of signal {name!r} cannot be stored: {error}") from error
+            what = f"instance {instance_id!r}: the payload of signal {name!r}"
+            raise EncodeError(f"{what} cannot be stored: {error}") from error
         message = Message("signal", name, stored, self._room.clock.now_us(), signal_id)
         self._send(instance_id, message, lambda plan, _: self._check_signal(plan, instance_id, message, workflow))
 
@@ -153,6 +154,7 @@ class Control:
         self._room.check_open()
         if self._room.backend is None:
             check(self._running_plan(instance_id), Frontier())
+            observed.handed_over(self._room, instance_id, message)
             self._room.wake(instance_id, Posted(instance_id, message))
             return
         while not self._sent(self._room.backend, instance_id, message, check):
@@ -162,7 +164,7 @@ class Control:
     def _sent(self, backend: Backend, instance_id: str, message: Message, check: Check) -> bool:
         loaded = backend.load(instance_id)
         if loaded is None:
-            raise InstanceNotFound(instance_id, "no such instance")
+            raise stored.missing(backend, instance_id)
         if loaded.header.state in ENDED and message.message_id:
             if self._accepted(backend, loaded.header.instance, message):
                 return True  # it came before the end, and is sent again because its sender cannot know
@@ -173,7 +175,10 @@ class Control:
         state = frontier_of(plan, loaded)
         check(plan, state)
         if loaded.header.session:
-            return backend.post(loaded.header.instance, message) in ("posted", "known")
+            posted = backend.post(loaded.header.instance, message)
+            if posted == "posted":
+                observed.sent(self._room, loaded.header, message, message.at_us)
+            return posted in ("posted", "known")
         return self._advanced(backend, plan, state, loaded, message)
 
     @staticmethod
@@ -228,7 +233,10 @@ class Control:
         if not change.entries:
             return True
         outcome = backend.commit(None, [change])[0]
-        return outcome in ("done", "mail") or self._accepted(backend, change.instance, message)
+        if outcome in ("done", "mail"):
+            observed.sent(self._room, loaded.header, message, change.entries[0].at_us)
+            return True
+        return self._accepted(backend, change.instance, message)
 
     @staticmethod
     def _accepted(backend: Backend, instance: int, message: Message) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from stepwell.codec import Codec, type_name
@@ -13,11 +15,21 @@ from stepwell.flow.declared import may_say_again, turn_types
 from stepwell.flow.plan import NONE, Plan
 from stepwell.types import Again, Complete, Decision, Done, Fail, Rerun
 
-from .ending import hold_text
+from .ending import deaths, hold_text
 from .requests import Verdict, said
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
+
+
+@contextmanager
+def about(instance_id: str) -> Generator[None]:
+    """Let a refusal of a decision say which instance it was for."""
+    try:
+        yield
+    except (UsageError, EncodeError) as error:
+        error.args = (f"instance {instance_id!r}: {error}",)
+        raise
 
 
 def held_of(plan: Plan, state: Frontier, instance_id: str, path: str) -> Request:
@@ -28,7 +40,8 @@ def held_of(plan: Plan, state: Frontier, instance_id: str, path: str) -> Request
         raise UsageError(f"{what} is not held, so there is nothing to decide; {mend}")
     right = plan.path(state.held.node, state.held.turns)
     if path != right:
-        raise UsageError(f"{what}: {hold_text(plan, state.held)}; the decision must be about {right!r}, not {path!r}")
+        why = hold_text(plan, state.held, deaths(state))
+        raise UsageError(f"{what}: {why}; the decision must be about {right!r}, not {path!r}")
     return state.held
 
 

@@ -6,17 +6,21 @@ import sys
 
 from stepwell.errors import SyncInAsync
 
-from .clock import AsyncMailbox, Mailbox
-from .drive import Drive
+from .clock import AsyncMailbox, Clock, Mailbox
+from .drive import Drive, Turns_
 
 
 def run_sync(drive: Drive, mailbox: Mailbox) -> None:
     """Drive from a plain function, in the caller's own thread."""
-    turns = drive.turns()
+    sit_through(drive.turns(), mailbox, drive.room.clock)
+
+
+def sit_through(turns: Turns_, mailbox: Mailbox, clock: Clock) -> None:
+    """Wait as often and as long as the turns ask for it, in the caller's own thread."""
     try:
         wait = next(turns)
         while True:
-            wait = turns.send(mailbox.wait(drive.room.clock.timeout_s(wait)))
+            wait = turns.send(mailbox.wait(clock.timeout_s(wait)))
     except StopIteration:
         return
     finally:

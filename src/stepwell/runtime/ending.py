@@ -22,7 +22,7 @@ from stepwell.errors import (
     WorkflowFailed,
 )
 from stepwell.flow.plan import Plan
-from stepwell.timing import moment
+from stepwell.timing import moment, span
 from stepwell.types import State
 
 from .failure import message_of, recorded_error
@@ -129,7 +129,7 @@ class Ending:
                 self.instance_id, f"it was cancelled{_because(state.cancelling.reason, state.cancelling.by)}"
             )
         if state.held:
-            text = hold_text(self.plan, state.held)
+            text = hold_text(self.plan, state.held, deaths(state))
             raise InstanceHeld(self.instance_id, f"{text}; {hold_mend(self.plan, state.held)}", state.held.reason)
         if state.paused:
             raise InstancePaused(
@@ -178,11 +178,26 @@ class Ending:
         return ""
 
 
-def hold_text(plan: Plan, held: Request) -> str:
-    """Say why a run is held, and where."""
+def hold_text(plan: Plan, held: Request, died: int = 0) -> str:
+    """Say why a run is held, and where; ``died`` is how many processes have died in it."""
     where = plan.path(held.node, held.turns)
-    said = "" if held.by == where else f": {held.by}"
-    return f"it is held ({held.reason}){f' at {where}' if where else ''}{said}"
+    said = died_text(died) if died else "" if held.by == where else held.by
+    return f"it is held ({held.reason}){f' at {where}' if where else ''}{f': {said}' if said else ''}"
+
+
+def deaths(state: Frontier) -> int:
+    """Return how many processes have died in the step that a run is quarantined for; 0 if that is not why it is held.
+
+    The last of them is the hold itself, and so is not counted in the step.
+    """
+    held = state.held
+    step = state.steps.get((held.node, held.turns)) if held and held.reason == "quarantined" else None
+    return step.crashes + 1 if step is not None else 0
+
+
+def died_text(died: int) -> str:
+    """Say how many processes have died in a step."""
+    return f"{died} processes in a row died in it" if died > 1 else "a process died in it"
 
 
 def hold_mend(plan: Plan, held: Request) -> str:
@@ -195,8 +210,8 @@ def hold_mend(plan: Plan, held: Request) -> str:
 _MENDS: Final = {
     "interrupted": "nobody knows whether it happened: look, and say Complete(value), Rerun() or Fail(reason)",
     "undecodable": "mend the declared type and say Rerun(), or say Complete(value) or Fail(reason),",
-    "changed": "run code whose graph fits, as that it was started with, or say Rerun()",
-    "quarantined": "find out what ends its processes, then say Rerun()",
+    "changed": "run code whose graph fits, such as that it was started with, or say Rerun()",
+    "quarantined": "find out what ends its processes and say Rerun(), or say Complete(value) or Fail(reason),",
 }
 
 
@@ -209,13 +224,14 @@ def refusal(plan: Plan, node: int, reason: str, path: str) -> StepError:
     row = plan.nodes[node]
     match reason:
         case "signal_timeout":
-            return SignalTimeout(f"no message {row.signal!r} came within {row.timeout_us / 1e6:g} s at {path}", path)
+            what = f"no message {row.signal!r} came within {span(row.timeout_us)} at {path}"
+            return SignalTimeout(f"{what}; on_timeout= would say what happens instead", path)
         case "loop_limit":
-            return LoopLimit(
-                f"loop {path} still said Again in its last turn (max_iterations={row.max_iterations})", path
-            )
+            what = f"loop {path} still said Again in its last turn (max_iterations={row.max_iterations})"
+            return LoopLimit(f"{what}; raise that, or take the last value with on_max='last'", path)
         case _:
-            return LoopValue(f"the body of loop {path} returned neither Again nor Done", path)
+            what = f"the body of loop {path} returned neither Again nor Done"
+            return LoopValue(f"{what}; return Again(value) for another turn, Done(value) for the end", path)
 
 
 def _because(reason: str, by: str) -> str:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from stepwell.backend.base import Loaded
 from stepwell.engine import facts as f
-from stepwell.engine.frontier import Frontier, Step
+from stepwell.engine.frontier import Frontier, Request, Step
 from stepwell.flow.plan import Key, Plan
 from stepwell.timing import moment
 from stepwell.types import State
 
-from .ending import hold_mend, hold_text
+from .ending import deaths, died_text, hold_mend, hold_text
 from .inspection import in_words, journal, last_errors
 from .live import frontier_of
 from .requests import in_words as message_in_words
@@ -30,31 +30,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The step is in a live process's hands: its body runs, or starts when a thread is free."""
+    """The step is in a live process's hands: its body runs, or starts when a thread is free.
+
+    ``crashes`` processes in a row have died in it before.
+    """
 
     kind: ClassVar[str] = "running"
     path: str
     worker: str
     attempt: int
     since: datetime | None
+    crashes: int = 0
 
     @property
     def text(self) -> str:
         since = f" since {in_words(self.since)}" if self.since else ""
-        return f"{self.path}: attempt {self.attempt} is in the hands of {self.worker}{since}"
+        return f"{self.path}: attempt {self.attempt} is in the hands of {self.worker}{since}{_after(self.crashes)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The step could start, but nobody works on the instance, or a pause or hold keeps it."""
+    """The step could start, but nobody works on the instance, or a pause or hold keeps it.
+
+    ``crashes`` processes in a row have died in it before.
+    """
 
     kind: ClassVar[str] = "ready"
     path: str
     attempt: int
+    crashes: int = 0
 
     @property
     def text(self) -> str:
-        return f"{self.path}: attempt {self.attempt} is ready to start"
+        return f"{self.path}: attempt {self.attempt} is ready to start{_after(self.crashes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,26 @@ class CutOff:
     def text(self) -> str:
         return (
             f"{self.path}: attempt {self.attempt} was cut off; once a runner has seen to it, client.decide() is asked"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A step was begun by a process that is gone, not the first to go; whoever takes the instance up tries it again.
+
+    ``crashes`` counts those in a row that died in it before that one.
+    """
+
+    kind: ClassVar[str] = "crashed"
+    path: str
+    attempt: int
+    crashes: int = 0
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.path}: the process that ran attempt {self.attempt} is gone{_after(self.crashes)}; "
+            "whoever takes the instance up tries it again, or holds the instance if that was one too many"
         )
 
 
@@ -185,13 +213,18 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Nothing starts until ``client.decide``. ``path`` is the step it is held for, ``""`` for the run itself."""
+    """Nothing starts until ``client.decide``. ``path`` is the step it is held for, ``""`` for the run itself.
+
+    ``reason`` is ``interrupted``, ``quarantined``, ``undecodable`` or ``changed``; of a quarantined step ``crashes``
+    says how many processes in a row died in it.
+    """
 
     kind: ClassVar[str] = "held"
     reason: str
     detail: str
     path: str
     text: str
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +240,7 @@ class NoWorker:
 
 
 Reason: TypeAlias = (
-    Running | Ready | CutOff | DueAt | AwaitsSignal | Backoff | Closing | Failed
+    Running | Ready | CutOff | Crashed | DueAt | AwaitsSignal | Backoff | Closing | Failed
     | Cancelling | Cancelled | Paused | Held | NoWorker
 )  # fmt: skip
 
@@ -220,7 +253,6 @@ class Explanation:
         state: as ``status`` shows it.
         reasons: those about the whole instance first, then one for each open step. Empty for a completed one.
         pending: requests and signals that its holder has not taken in yet, in words.
-        text: all of it in sentences, a line each.
 
     Example:
         >>> print(client.explain("order-42").text)  # doctest: +SKIP
@@ -236,11 +268,16 @@ class Explanation:
 
     @property
     def text(self) -> str:
+        """All of it in sentences, a line each."""
         lines = [f"{self.instance_id} is {self.state}", *(reason.text for reason in self.reasons)]
         return "\n".join([*lines, *(f"pending: {message}" for message in self.pending)])
 
     def __str__(self) -> str:
         return self.text
+
+
+def _after(crashes: int) -> str:
+    return f"; {died_text(crashes)} before" if crashes else ""
 
 
 def _because(reason: str, by: str) -> str:
@@ -274,10 +311,8 @@ class _Reader:
         state = self.state
         if asked := state.cancelling:
             yield (Cancelled if state.ended else Cancelling)(asked.reason, asked.by)
-        if held := state.held:
-            path = self.plan.path(held.node, held.turns)
-            detail = "" if held.by == path else held.by
-            yield Held(held.reason, detail, path, f"{hold_text(self.plan, held)}; {hold_mend(self.plan, held)}")
+        if state.held:
+            yield self._held(state.held)
         if state.paused:
             yield Paused(state.paused.reason, state.paused.by)
         if self._deserted():
@@ -285,6 +320,12 @@ class _Reader:
         if state.ended == "failed" and (first := state.failure) and (first.node, first.turns) not in state.steps:
             path = self.plan.path(first.node, first.turns)  # a loop that failed is no step
             yield Failed(path, self.errors.get(path, first.reason))
+
+    def _held(self, held: Request) -> Held:
+        path, died = self.plan.path(held.node, held.turns), deaths(self.state)
+        detail = died_text(died) if died else "" if held.by == path else held.by
+        text = f"{hold_text(self.plan, held, died)}; {hold_mend(self.plan, held)}"
+        return Held(held.reason, detail, path, text, died)
 
     def _deserted(self) -> bool:
         due_us = self.state.next_due_us()
@@ -308,13 +349,15 @@ class _Reader:
                 yield self._parked(key, step, path)
             case "ready" if step.due_us > self.now:
                 yield Backoff(path, moment(step.due_us), step.attempt, self.errors.get(path, "an error"))
-            case "ready" | "began" if self.worker and not self._gated(step):
+            case "ready" | "began" | "tried" if self.worker and not self._gated(step):
                 at_us = self.since.get(key)
-                yield Running(path, self.worker, step.attempt, moment(at_us) if at_us else None)
-            case "ready":
-                yield Ready(path, step.attempt)
+                yield Running(path, self.worker, step.attempt, moment(at_us) if at_us else None, step.crashes)
             case "began":
                 yield CutOff(path, step.attempt)
+            case "tried" if self.loaded.header.suspect:
+                yield Crashed(path, step.attempt, step.crashes)
+            case "ready" | "tried":
+                yield Ready(path, step.attempt, step.crashes)
             case _:
                 return  # closed: it stopped with its scope, which says why
 
@@ -339,6 +382,6 @@ def _openings(loaded: Loaded) -> dict[Key, int]:
     found: dict[Key, int] = {}
     for entry in loaded.entries:
         for fact in f.decode(entry.facts):
-            if isinstance(fact, f.Opened | f.StepBegan | f.AttemptFailed):
+            if isinstance(fact, f.Opened | f.StepBegan | f.StepTried | f.AttemptFailed | f.StepCrashed):
                 found[(fact.node, fact.turns)] = entry.at_us
     return found

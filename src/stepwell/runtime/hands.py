@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stepwell.errors import StepCancelled
+from stepwell.observe.logs import extras
 
 from .context import CURRENT, Cell
 from .invoke import Job, Outcome, failed, perform, perform_async
@@ -85,6 +86,7 @@ class Threads:
             job.live.instance_id,
             self._lost,
             self._limit,
+            extra=extras(job.live, job.path, job.number),
         )
 
     def close(self) -> None:

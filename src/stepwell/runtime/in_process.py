@@ -70,6 +70,11 @@ class InProcessRunner(_Base):
     def run(self, workflow: Any, value: Any = starting.NO_INPUT, /, *, instance_id: str | None = None) -> Any:
         """Run a workflow to its end, through delays and signals, and return its output.
 
+        Args:
+            workflow: what to run; a task or named function is a workflow of one step.
+            value: its input.
+            instance_id: what tasks see as their instance's id; default a fresh one.
+
         Raises:
             WorkflowFailed: a step failed; ``__cause__`` is the task's own exception.
             WorkflowCancelled, InstanceHeld, InstancePaused: it came to rest without an output.

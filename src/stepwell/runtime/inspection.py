@@ -59,7 +59,8 @@ class HistoryEvent:
     detail: str = ""
 
     def __str__(self) -> str:
-        counted = f" ({self.attempt})" if self.attempt > 1 or ("failed" in self.kind and self.attempt) else ""
+        ended_badly = "failed" in self.kind or self.kind == "crashed"
+        counted = f" ({self.attempt})" if self.attempt > 1 or (ended_badly and self.attempt) else ""
         said = f": {self.detail}" if self.detail else ""
         return f"{in_words(self.at)}  {f'{self.path}  ' if self.path else ''}{self.kind}{counted}{said}"
 
@@ -73,6 +74,11 @@ class ErrorInfo:
         message: what it said.
         traceback: the task's own frames, as Python prints them.
         causes: what it was raised from, nearest first, as ``Type: message``.
+
+    Example:
+        >>> error = client.attempts("order-42", "charge")[0].error  # doctest: +SKIP
+        >>> error.type, error.message  # doctest: +SKIP
+        ('OSError', 'no route')
     """
 
     type: str
@@ -84,6 +90,9 @@ class ErrorInfo:
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+Outcome: TypeAlias = Literal["succeeded", "failed", "interrupted", "crashed", "decided"]
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One recorded attempt of a step.
@@ -91,17 +100,23 @@ class Attempt:
     Attributes:
         path: the step, ``refine[3]/draft``.
         number: from 1; retries of a failed instance count on.
-        outcome: ``succeeded``; ``failed``; ``interrupted``: an at-most-once step was cut off; ``decided``: no attempt
-            but a person's decision stands for it.
+        outcome: ``succeeded``; ``failed``; ``interrupted``: an at-most-once step was cut off; ``crashed``: the process
+            died that ran it, so there is no error; ``decided``: no attempt but a person's decision stands for it.
         began, ended: moments in UTC; ``began`` is ``None`` where only the end was seen.
         took: how long the body ran.
         error: why it failed.
         retry_due: when the next attempt was due, if one followed by itself.
+
+    Example:
+        >>> for attempt in client.attempts("order-42"):  # doctest: +SKIP
+        ...     print(attempt.path, attempt.number, attempt.outcome, attempt.took)
+        charge 1 failed 0:00:00.031000
+        charge 2 succeeded 0:00:00.012000
     """
 
     path: str
     number: int
-    outcome: Literal["succeeded", "failed", "interrupted", "decided"]
+    outcome: Outcome
     began: datetime | None
     ended: datetime
     took: timedelta | None = None
@@ -182,15 +197,15 @@ class Counts:
         if isinstance(fact, f.Opened):
             self._now[path] = fact.attempt
         number = self._now.get(path, 1)
-        if isinstance(fact, f.AttemptFailed):
+        if isinstance(fact, f.AttemptFailed | f.StepCrashed):
             self._now[path] = fact.attempt + 1
         return path, number
 
 
 Placed: TypeAlias = (
-    f.StepDone | f.AttemptFailed | f.StepBegan | f.TimerFired | f.RunHeld | f.RouteTaken | f.CursorKept | f.HoldDecided
-    | f.Opened | f.MessageTaken | f.Turned | f.ScopeDone | f.StepRefused | f.ChildFailed | f.Skipped | f.ScopeFailing
-    | f.ScopeFailed | f.RunEnded
+    f.StepDone | f.AttemptFailed | f.StepBegan | f.StepTried | f.StepCrashed | f.TimerFired | f.RunHeld | f.RouteTaken
+    | f.CursorKept | f.HoldDecided | f.Opened | f.MessageTaken | f.Turned | f.ScopeDone | f.StepRefused | f.ChildFailed
+    | f.Skipped | f.ScopeFailing | f.ScopeFailed | f.RunEnded
 )  # fmt: skip
 
 
@@ -248,6 +263,8 @@ _KINDS: Final[Mapping[type, tuple[str, Callable[[Any], str]]]] = {
     f.RunStarted: ("started", _nothing),
     f.StepDone: ("done", lambda fact: fact.tag),
     f.StepBegan: ("begun", _nothing),
+    f.StepTried: ("begun", _nothing),
+    f.StepCrashed: ("crashed", lambda fact: f"its process died; {fact.crashes} in a row"),
     f.TimerFired: ("time over", _nothing),
     f.MessageKept: ("signal came", lambda fact: fact.name),
     f.CancelBegun: ("cancel asked", _asked),
@@ -288,14 +305,11 @@ def _attempts(rows: Iterable[Row], codec: Codec) -> Iterator[Attempt]:
     for row in rows:
         for fact in row.facts:
             path, number = counts.note(fact, row.plan)
-            if isinstance(fact, f.StepBegan):
+            if isinstance(fact, f.StepBegan | f.StepTried):
                 began[path] = row.entry.at_us
             elif number and (outcome := _outcome(fact, row.plan)):
                 start_us = began.pop(path, 0)
                 yield _attempt(path, number, outcome, row, fact, start_us, codec)
-
-
-Outcome: TypeAlias = Literal["succeeded", "failed", "interrupted", "decided"]
 
 
 def _outcome(fact: f.Fact, plan: Plan) -> Outcome | None:
@@ -309,6 +323,8 @@ def _outcome(fact: f.Fact, plan: Plan) -> Outcome | None:
             return "failed"
         case f.RunHeld(reason="interrupted"):
             return "interrupted"
+        case f.StepCrashed() | f.RunHeld(reason="quarantined"):
+            return "crashed"
         case f.HoldDecided(kind="complete" | "fail"):
             return "decided"
         case _:

@@ -12,7 +12,7 @@ itself, only for a run that nothing outlives).
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -27,14 +27,13 @@ from stepwell.errors import (
     MissingDependency,
     NoRoute,
     Permanent,
-    RetryAfter,
     StepError,
     TaskTimeout,
     UsageError,
 )
 from stepwell.flow.declared import may_say_again, turn_types
 from stepwell.flow.plan import Arg, Built, Constant, Key, Plan, Ref, Selected, Turns, refs
-from stepwell.retry import Retry
+from stepwell.retry import Retry, RetryAfter
 from stepwell.types import Again, Done
 
 from .context import CURRENT, Cell
@@ -61,6 +60,10 @@ Bind: TypeAlias = Callable[[Raws], tuple[list[Any], dict[str, Any]]]
 
 class Undecodable(Exception):
     """A stored value does not fit what the code declares now; the instance is held, no attempt is used up."""
+
+
+class NeedsHolder(BaseException):
+    """A body that runs for another holder has asked for what only the holder can give."""
 
 
 class Tagged:
@@ -121,10 +124,28 @@ class Job(msgspec.Struct, eq=False):
     stopped: str = ""
     took_us: int = 0
     transacting: Any = None  # a Transaction, once the body has asked for one
+    away: bool = False  # another session runs it
+    watch: Any = None  # an AttemptWatch, if somebody watches
 
     @property
     def key(self) -> Key:
         return self.node, self.turns
+
+    # --- what those who watch ask ---
+
+    @property
+    def task_name(self) -> str:
+        return cast(str, self.body.name if self.body.task is None else self.body.task.name)
+
+    def signals(self) -> Iterable[int]:
+        from .observed import signals_read
+
+        return signals_read(self)
+
+    def arrival(self, address: int) -> tuple[str, int] | None:
+        from .observed import arrival
+
+        return arrival(self, address)
 
     # --- what a task context asks ---
 
@@ -154,6 +175,8 @@ class Job(msgspec.Struct, eq=False):
         return self.live.read_cursor(self.key)
 
     def transaction(self) -> AbstractContextManager[apsw.Connection]:
+        if self.facts.guest:
+            raise NeedsHolder(self.path)
         if self.transacting is None:
             from .transaction import Transaction
 
@@ -191,6 +214,9 @@ class Outcome(msgspec.Struct, eq=False):
 
 def perform(job: Job, cell: Cell) -> Outcome:
     """Run a sync body here and now. Only ``Exception`` is an attempt's failure; anything else passes through."""
+    if job.watch is not None and not job.watch.entered:
+        with job.watch:
+            return perform(job, cell)
     cell.attempt, body = job, job.body
     began = 0 if body.encode is None else _clock_ns()  # only a journal tells how long it took
     try:
@@ -212,6 +238,9 @@ def perform(job: Job, cell: Cell) -> Outcome:
 
 async def perform_async(job: Job) -> Outcome:
     """Run an async body in the current asyncio task."""
+    if job.watch is not None and not job.watch.entered:
+        with job.watch:
+            return await perform_async(job)
     cell = Cell(job)
     CURRENT.set(cell)
     began = time.perf_counter_ns()
@@ -375,10 +404,17 @@ class _Composer:
             case Constant(index):
                 return self._constant(index)
             case Selected(base, steps):
-                return _selector(self.getter(base, Any, positions), steps)
+                return _selector(self.getter(base, Any, positions), steps, self._origin(base))
             case Built(kind, items, keys):
                 parts = [self.getter(item, Any, positions) for item in items]
                 return _display(kind, parts, [self.bodies.constants[k.index] for k in keys])
+
+    def _origin(self, arg: Arg) -> str:
+        """Say where a value comes from, to whoever has to mend it."""
+        if not isinstance(arg, Ref):
+            return "its value"
+        node = self.plan.nodes[arg.node]
+        return "the workflow's input" if node.kind == "input" else f"what {node.name!r} returns"
 
     def _constant(self, index: int) -> Getter:
         value = self.bodies.constants[index]
@@ -470,7 +506,7 @@ def binding(getters: Sequence[Getter], named: Mapping[str, Getter]) -> Bind:
     return lambda raws: ([g(raws) for g in getters], {k: g(raws) for k, g in named.items()})
 
 
-def _selector(base: Getter, steps: Sequence[tuple[str, Any]]) -> Getter:
+def _selector(base: Getter, steps: Sequence[tuple[str, Any]], origin: str) -> Getter:
     def get(raws: Raws) -> Any:
         value = base(raws)
         for kind, key in steps:
@@ -478,7 +514,8 @@ def _selector(base: Getter, steps: Sequence[tuple[str, Any]]) -> Getter:
                 value = getattr(value, key) if kind == "attr" else value[key]
             except (AttributeError, LookupError, TypeError) as error:
                 shown = f".{key}" if kind == "attr" else f"[{key!r}]"
-                raise StepError(f"an argument selects {shown} from a {type(value).__name__}, which has none") from error
+                what = f"an argument selects {shown} from a {type(value).__name__}, which has none"
+                raise StepError(f"{what}; mend {origin}, or the workflow, which takes {shown} of it") from error
         return value
 
     return get

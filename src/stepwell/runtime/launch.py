@@ -8,6 +8,7 @@ from .clock import AnyMailbox
 from .hands import start_here
 from .invoke import Job
 from .live import Live
+from .observed import dropped
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,13 +21,26 @@ class Flights:
 
     Attributes:
         count: how many are in the air; each instance has its own in ``live.flights``.
+        away: how many of them other sessions run.
     """
 
     def __init__(self, room: Room, mailbox: AnyMailbox, loop: asyncio.AbstractEventLoop | None) -> None:
         self._room, self._mailbox, self._loop = room, mailbox, loop
         self._for_threads: list[Job] = []
         self._for_loop: list[Job] = []
-        self.count = 0
+        self.count = self.away = 0
+
+    @property
+    def here(self) -> int:
+        """How many run in this process."""
+        return self.count - self.away
+
+    def send_away(self, live: Live, job: Job) -> None:
+        """Take note that another session runs a job, or will."""
+        self.count += 1
+        self.away += 1
+        job.away = True
+        live.flights[job.key] = job
 
     def launch(self, live: Live, job: Job) -> None:
         self.count += 1
@@ -56,18 +70,23 @@ class Flights:
             return False
         del flights[key]
         self.count -= 1
+        self.away -= job.away
         return True
 
     def stop(self, live: Live, why: str) -> None:
         """Tell an instance's bodies to stop; those in processes are ended, and so have landed."""
         for job in list(live.flights.values()):
             stop(job, why)
-            if job.body.run_in == "process":
+            if job.body.run_in == "process" and not job.away:
                 self.land(job)
+                dropped(job)
 
     def forget(self, live: Live) -> None:
         """Wait no longer for an instance's bodies."""
+        for job in live.flights.values():
+            dropped(job)
         self.count -= len(live.flights)
+        self.away -= sum(job.away for job in live.flights.values())
         live.flights = {}
 
 

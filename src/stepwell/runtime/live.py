@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from stepwell.backend.base import Change, Entry, Loaded, Rest
+from stepwell.backend.base import PATIENT, Change, Entry, Loaded, Rest
 from stepwell.engine import advance
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
@@ -18,12 +18,19 @@ from stepwell.errors import InstanceConflict, InstanceDamaged
 from stepwell.flow.plan import Key, Plan
 
 from .invoke import Body, Job, Prepared, Raws, Tagged
+from .observed import restored
+from .trials import suspects
 
 if TYPE_CHECKING:
+    from stepwell.observe.watching import RunWatch
+
     from .room import Room
 
 _STORE_SLACK: Final = 64
+STARTED: Final = frozenset({"began", "tried"})
+"""Phases of a step whose start is recorded."""
 _NO_ERRORS: Final[Mapping[int, BaseException]] = MappingProxyType({})
+_NO_STEPS: Final[frozenset[Key]] = frozenset()
 
 
 Arrived: TypeAlias = tuple[e.Event, int, Any, int, bool]
@@ -39,13 +46,22 @@ class Live:
         entries: journal rows that the next commit appends after ``base``; ``arrived`` are the events that led to them.
         taken: inbox messages that those rows took in.
         lost: why it could not be worked on any more, although others of its call could.
+        let_go: whether it is not worked on here any more; what is queued of it does not start.
         upcoming: steps that may start once the commit has landed.
+        kept: how many steps could start and are kept back by the drive.
+        suspects: open steps that may have killed a process.
+        lost_sessions: how many were lost with it since its last entry was written; 0 once that was looked at.
+        offered: how many of its steps the store has on offer to other sessions, as it was loaded.
+        unrested: whether it was loaded as somebody had to leave it in the middle, so that the row tells of no rest.
     """
 
+    guest = False  # whether another session holds the instance
+
     __slots__ = (
-        "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance", "instance_id",
-        "lost", "metadata", "plan", "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored",
-        "taken", "upcoming", "workflow",
+        "arrived", "backend_id", "base", "bodies", "context", "entries", "errors", "flights", "instance",
+        "instance_id", "kept", "let_go", "lost", "lost_sessions", "metadata", "observed", "offered", "plan",
+        "prepared", "resting", "room", "run", "state", "store", "store_limit", "stored", "suspects", "taken", "trace",
+        "unrested", "upcoming", "workflow",
     )  # fmt: skip
 
     def __init__(
@@ -66,8 +82,12 @@ class Live:
         self.taken: Sequence[int] = ()
         self.upcoming: list[Key] = []
         self.flights: dict[Key, Job] = {}
-        self.resting = False
+        self.suspects = _NO_STEPS
+        self.kept = self.offered = self.lost_sessions = 0
+        self.resting = self.unrested = self.let_go = False
         self.lost: BaseException | None = None
+        self.trace = ""
+        self.observed: RunWatch | None = None
 
     # --- events in, facts out ---
 
@@ -183,6 +203,8 @@ class Live:
 
     def committed(self) -> None:
         """Take note that everything noted so far is stored."""
+        if self.observed is not None:
+            self.observed.committed(self.base)
         self.base = self.state.seq
         self.entries, self.arrived, self.taken = [], [], ()
         if len(self.store) > self.store_limit:
@@ -206,10 +228,14 @@ class Live:
         if loaded.header.fingerprint != self.plan.fingerprint:
             raise InstanceConflict(self.instance_id, "it was moved to another graph meanwhile; resume it once more")
         self.state = frontier_of(self.plan, loaded)
-        self.backend_id = loaded.header.origin or self.room.backend_id
+        self.backend_id, self.trace = loaded.header.origin or self.room.backend_id, loaded.header.trace
         self.base = self.state.seq
-        self.store = {0: None}
+        self.store = {0: None, **{entry.seq: entry.output for entry in loaded.entries if entry.output is not None}}
         self.entries, self.taken, self.upcoming = [], (), []
+        self.unrested = bool(loaded.entries) or loaded.header.state not in PATIENT
+        restored(self, loaded)
+        self.lost_sessions, self.offered = loaded.header.suspect, loaded.header.offered
+        self.suspects = suspects(self.plan, self.state, self.lost_sessions)
 
 
 def frontier_of(plan: Plan, loaded: Loaded) -> Frontier:

@@ -53,6 +53,10 @@ class ChangePreview:
         state: how it stands.
         path: the step that keeps it from moving; ``""`` if nothing does, or no step in particular.
         obstacle: one sentence: what differs there, and how to mend it; ``""`` if it would move.
+
+    Example:
+        >>> for seen in client.preview_change(checkout):  # doctest: +SKIP
+        ...     print(seen.instance_id, "moves" if seen.moves else seen.obstacle)
     """
 
     instance_id: str

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from stepwell.backend.base import Change, Entry, Loaded, Message, Rest
 from stepwell.engine import events as e
 from stepwell.engine.frontier import Frontier, to_image
 from stepwell.flow.plan import Plan
 
 from .live import Live
+from .offered import took_of
 from .requests import event_of, value_of
 
 
@@ -17,7 +20,8 @@ def taken_in(plan: Plan, state: Frontier, messages: Iterable[Message], now: int)
     """Let messages have their effect where nothing runs, and return the journal rows for that."""
     rows: list[Entry] = []
     for message in messages:
-        rows += Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
+        written = Live.rows(plan, state, [event_of(message, plan)], now, value_of(message))
+        rows += [replace(row, took_us=took_of(message)) for row in written]
     return rows + settled(plan, state, now)
 
 

@@ -29,6 +29,8 @@ from stepwell.codec import Codec, JsonCodec, MsgpackCodec
 from stepwell.errors import CodecError, DecodeError, RecordedError, StepCancelled, UsageError
 from stepwell.flow.compile import wanted_types
 from stepwell.flow.task import AnyTask, Task, as_task
+from stepwell.observe.options import Options
+from stepwell.observe.process import joined
 from stepwell.types import Again, Done, Limits
 
 from .context import CURRENT, Cell
@@ -50,7 +52,8 @@ _MAIN, _MAIN_HERE = "__main__", "__mp_main__"  # what a script is called in the 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
     """Parent to child: run a task.
 
-    ``target`` and ``factories`` (by parameter) are ``module:qualname`` of the parent's own objects.
+    ``target`` and ``factories`` (by parameter) are ``module:qualname`` of the parent's own objects; ``trace`` is what
+    the body's own spans belong to, and ``tracing`` how the parent was told to trace.
     """
 
     target: str
@@ -72,6 +75,8 @@ class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
     number: int
     deadline_us: int
     error_bytes: int
+    trace: str = ""
+    tracing: Options | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
@@ -297,7 +302,8 @@ class Server:
         cell = Cell(attempt)
         CURRENT.set(cell)
         try:
-            return self._run(task, call, codec, declared)
+            with joined(call.trace, call.tracing):
+                return self._run(task, call, codec, declared)
         except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the attempt's outcome
             return Raised(_record(error, call), kinds_of(type(error)), steered(error))
         except BaseException as error:  # noqa: BLE001  # it is raised again in the parent

@@ -33,6 +33,7 @@ from stepwell.codec import Codec
 from stepwell.errors import Closed, CodecError, DecodeError, UsageError
 from stepwell.flow.declared import may_say_again, turn_types
 from stepwell.flow.task import AnyTask, Task
+from stepwell.observe.process import options_here
 from stepwell.retry import Retry
 
 from .failure import recorded_error
@@ -150,6 +151,8 @@ def _call_of(job: Job) -> Call:
         live.instance_id, live.run, live.workflow, live.backend_id, job.node, job.turns, job.path, job.known_as,
         job.number,
         job.deadline_us, live.room.limits.error_bytes,
+        job.watch.traceparent() if job.watch is not None else "",
+        options_here(),
     )  # fmt: skip
 
 
@@ -271,6 +274,9 @@ class _Worker:
     def run(self, order: _Order) -> None:
         """See one order through."""
         job = order.job
+        if job.watch is not None and not job.watch.entered:
+            with job.watch:
+                return self.run(order)
         try:
             call = order.context.run(_call_of, job)
         except Exception as error:  # noqa: BLE001  # binding runs the user's constructors

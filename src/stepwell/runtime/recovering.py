@@ -1,38 +1,19 @@
-"""Taking up what is due, and never what only waits: the drive behind ``recover``.
-
-A store may hold far more waiting instances than fit into memory. So this drive asks the store for what is due, works on
-at most :data:`AT_ONCE` instances at a time, and gives each one back as it comes to rest. From then on the store alone
-knows it, until its time or a message makes it due again. What was freed by the end of a session is due at once, unless
-it only waited.
-
-Two kinds rest without a due time and are looked at all the same, once, at the beginning: paused ones, and held ones, as
-the code that a changed graph waits for may be back.
-"""
+"""The drive behind ``recover``: it takes up what is due, and remembers it to report on it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
-from msgspec.structs import replace
+from stepwell.backend.base import Filter, Header
+from stepwell.errors import InstanceError, InstanceNotFound, UsageError
+from stepwell.flow.task import kind_of
+from stepwell.types import State
 
-from stepwell.backend.base import Filter, Header, Loaded, Message
-from stepwell.errors import (
-    AlreadyRunning,
-    InstanceConflict,
-    InstanceDamaged,
-    InstanceError,
-    InstanceNotFound,
-)
-from stepwell.types import ENDED, State
-
-from . import moving, session
-from .clock import AnyMailbox, Wait
-from .drive import Drive
+from . import session
+from .claiming import Claiming
+from .clock import AnyMailbox
 from .ending import InstanceStatus, status_of
-from .live import Live
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,15 +21,11 @@ if TYPE_CHECKING:
     from .invoke import Prepared
     from .room import Room
 
-AT_ONCE: Final = 1_000
-LOOK_NS: Final = 10_000_000  # how long a busy drive may overlook what has become due
 _MOVABLE: Final[tuple[State, ...]] = ("pending", "running", "waiting")
 
 
-class Recovery(Drive):
+class Recovery(Claiming):
     """Works on what is due until nothing is, or (``stay=True``) until nothing is left that may become due."""
-
-    lets_go = True
 
     def __init__(
         self,
@@ -59,30 +36,14 @@ class Recovery(Drive):
         stay: bool,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(room, mailbox, stay=stay, loop=loop)
-        assert room.backend is not None
-        self._backend = room.backend
-        self._known = sorted((room.prepare(each) for each in runnables), key=lambda each: each.definition)
-        self._newest = {each.workflow.name: each for each in self._known}
-        self._definitions: list[int] = []
-        self._due_us: int | None = None
-        self._seen = -1
-        self._look_at = 0
-        self._idle = False  # nothing is worked on, and something is stayed for
+        if isinstance(runnables, str) or not isinstance(runnables, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"recover() takes a list of workflows, as recover([checkout, approval]), not {kind_of(runnables)}"
+            )
+        super().__init__(room, mailbox, runnables, stay=stay, loop=loop)
         self._taken: dict[str, None] = {}
         self._refused: dict[str, InstanceStatus] = {}
-        self._aside: list[Live] = []
         self._left: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self.room.watch(self.mailbox)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.room.unwatch(self.mailbox)
-        super().__exit__(*exc)
-        self.room.give_back(self._aside)
 
     def statuses(self) -> list[InstanceStatus]:
         """Return how what was taken up stands now, and what was refused; what was deleted since is left out."""
@@ -95,162 +56,23 @@ class Recovery(Drive):
         except InstanceNotFound:
             return None
 
-    # --- looking for what is due ---
+    def _took(self, instance_id: str) -> None:
+        self._taken[instance_id] = None
+
+    def _refuse(self, header: Header, error: InstanceError) -> None:
+        self._refused[header.instance_id] = status_of(header, str(error))
+
+    # --- what is left ---
 
     def _has_work(self) -> bool:
         self._idle = False
         if self._lives:
             return True
         self._look_at = 0
-        if self._take(AT_ONCE) or self._lives:  # what was held or paused and goes on is not counted as due
+        if self._take(self._space()) or self._lives:  # what was held or paused and goes on is not counted as due
             return True
         self._idle = self.stay and any(map(self._is_left, self._newest.values()))
         return self._idle
-
-    def _refill(self) -> bool:
-        if self._idle:
-            return False
-        self._write_rests()
-        return bool(self._ready) or self._take(AT_ONCE - len(self._lives)) or not self._lives
-
-    def _wait(self) -> Wait | None:
-        next_us = self._next_us()
-        if next_us is not None and next_us <= self.room.clock.now_us():
-            self._look_at = 0
-        return super()._wait()
-
-    def _look_around(self) -> None:
-        self._look_at = 0
-        super()._look_around()
-
-    def _heed(self, item: object) -> None:
-        if item is None:  # a message came for an instance that nobody works on, or a clock was moved
-            self._look_at = 0
-        super()._heed(item)
-
-    def _next_us(self) -> int | None:
-        due_us = self._due_us if len(self._lives) < AT_ONCE else None
-        return min((each for each in (due_us, super()._next_us()) if each is not None), default=None)
-
-    def _take(self, limit: int) -> bool:
-        """Take up what is due, at most so many. Returns whether there was anything."""
-        now_ns = time.perf_counter_ns()
-        if limit <= 0 or now_ns < self._look_at:
-            return False
-        if self._seen < 0:
-            self._begin_looking()
-        hint = self._backend.hint()
-        with self.room.entering:
-            now_us = self.room.clock.now_us()
-            found = self.room.fenced(self._backend.claim_due, self._definitions, now_us, limit)
-            joined = [(self._joined(loaded.header), loaded) for loaded in found]
-        for live, loaded in joined:
-            if live is not None:
-                self._go_on_with(live, loaded)
-        self._look_at = 0 if len(found) == limit else now_ns + LOOK_NS
-        if found or hint != self._seen:
-            self._learn_next()
-            self._seen = hint  # older than the look, so that nothing is missed
-        return bool(found)
-
-    def _learn_next(self) -> None:
-        """Learn which graphs there are that this code can go on from, and when the first instance is due."""
-        due = {
-            number: due_us
-            for name, prepared in self._newest.items()
-            for number, due_us in self._backend.next_due(name).items()
-            if number <= prepared.definition  # those of newer code are left alone
-        }
-        self._definitions = list(due)
-        self._due_us = min((due_us for due_us in due.values() if due_us is not None), default=None)
-
-    # --- taking up ---
-
-    def _begin_looking(self) -> None:
-        self._learn_next()
-        for name, prepared in self._newest.items():
-            if min(self._backend.next_due(name), default=prepared.definition) < prepared.definition:
-                self._move_waiting(name)
-            for header in self._found(Filter(("held", "paused"), name)):
-                try:
-                    session.resume(self, self._prepared_for(header), header.instance_id)
-                except InstanceNotFound:
-                    continue  # it has ended and was deleted since
-                except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:
-                    self._refuse(header, error)
-                else:
-                    self._taken[header.instance_id] = None
-
-    def _move_waiting(self, name: str) -> None:
-        """Instances of older graphs that only wait are moved or held at once: people want to know now."""
-        for header in self._found(Filter(("waiting",), name)):
-            prepared = self._prepared_for(header)
-            if header.definition >= prepared.definition or header.session:
-                continue
-            if (loaded := self._backend.load(header.instance_id)) is None or loaded.header.session:
-                continue
-            try:
-                moving.settle(self.room, loaded, prepared, None)
-            except (InstanceConflict, InstanceDamaged) as error:
-                self._refuse(header, error)
-            else:
-                self._taken[header.instance_id] = None
-
-    def _prepared_for(self, header: Header) -> Prepared:
-        """Return the code of this very graph, else the newest."""
-        same = (each for each in self._known if each.definition == header.definition)
-        return next(same, self._newest[header.workflow])
-
-    def _joined(self, header: Header) -> Live | None:
-        if header.workflow not in self._newest:  # its row says it is due under a graph that is not its own
-            self._refuse(header, InstanceDamaged(header.instance_id, "it is queued as an instance of another workflow"))
-            return None
-        prepared, context = self._prepared_for(header), copy_context()
-        live = Live(self.room, prepared, header.instance_id, header.instance, header.run, context)
-        try:
-            self.join(live)
-        except AlreadyRunning:  # another call of this runner has given it back and is about to forget it
-            self.room.fenced(self._backend.release, [header.instance])
-            return None
-        return live
-
-    def _go_on_with(self, live: Live, loaded: Loaded) -> None:
-        try:
-            loaded = session.moved(self.room, live, loaded)
-            if loaded.header.state in ENDED or not moving.fits(live.prepared, loaded.header):
-                self.abandon([live])
-            else:
-                live.restore(loaded)
-                self.begin(live, loaded.mail)
-        except AlreadyRunning:  # another run has taken its place; that one has its own turn
-            self.abandon([live])
-        except (InstanceConflict, InstanceDamaged, InstanceNotFound) as error:
-            self._let_go(live, "it cannot be read")
-            self._set_aside(live, loaded.header, error)
-        else:
-            self._taken[live.instance_id] = None
-
-    def begin(self, live: Live, mail: Iterable[Message] = ()) -> None:
-        self._restless[live.instance_id] = live  # even if nothing comes of it, its next due time is stored
-        super().begin(live, mail)
-
-    def _lose(self, live: Live, error: BaseException) -> None:
-        if not isinstance(error, InstanceDamaged) or not self._let_go(live, "it cannot be read"):
-            super()._lose(live, error)
-        elif (header := self._backend.header(live.instance_id)) is not None:
-            live.lost = error
-            self._set_aside(live, header, error)
-
-    def _set_aside(self, live: Live, header: Header, error: InstanceError) -> None:
-        """Keep the claim of what cannot be worked on to the end: given back, it would be due at once again."""
-        live.entries = []
-        self._aside.append(live)
-        self._refuse(header, error)
-
-    def _refuse(self, header: Header, error: InstanceError) -> None:
-        self._refused[header.instance_id] = status_of(header, str(error))
-
-    # --- what is left ---
 
     def _is_left(self, prepared: Prepared) -> bool:
         """Say whether an instance is left that may move. One is proof enough: others are looked for when it is none."""
@@ -261,11 +83,6 @@ class Recovery(Drive):
         if proof is not None:
             self._left[name] = proof.instance_id
         return proof is not None
-
-    def _found(self, where: Filter) -> Iterator[Header]:
-        while page := self._backend.list(where):
-            yield from page
-            where = replace(where, after=page[-1].instance)
 
 
 def _may_move(header: Header, prepared: Prepared) -> bool:

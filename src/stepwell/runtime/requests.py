@@ -4,6 +4,8 @@ A message travels in one of two ways, applied by the sender or posted to the hol
 So everything about it is in these few fields: ``kind``, ``name``, ``payload``. A decision needs more than a name; its
 ``name`` is a small JSON array of path, kind, tag and person, its ``payload`` the value or error record that it brings.
 The path is resolved by whoever applies it, as the instance may have moved on to another graph in between.
+
+Other sessions that run single steps of an instance tell it of them by messages too; those are :mod:`.offered`'s.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from stepwell.backend.base import Message
+from stepwell.backend.base import LOST, Message
 from stepwell.engine import events as e
 from stepwell.errors import InstanceEnded, OptionError, StepwellError, UsageError
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED
+
+from .offered import CURSOR, DECLINED, OUTCOME, event_of_offered
 
 TEXT_CHARS_MAX: Final = 4_000
 
@@ -58,13 +62,24 @@ def verdict_of(message: Message) -> Verdict:
 
 def value_of(message: Message) -> bytes | None:
     """Return the stored value that a message brings to the journal, if it brings one."""
-    return message.payload if message.kind in ("signal", "decide") else None
+    return message.payload if message.kind in _BRING_VALUES else None
 
 
-def event_of(message: Message, plan: Plan) -> e.Event:
-    """Return the event that a message stands for."""
+_BRING_VALUES: Final = frozenset({"signal", "decide", OUTCOME, CURSOR})
+_OF_STEPS: Final = {
+    OUTCOME: "a step's outcome",
+    CURSOR: "a step's cursor",
+    DECLINED: "a step's return",
+    LOST: "a step's loss",
+}
+
+
+def event_of(message: Message, plan: Plan, limit: int = e.MAX_CRASHES) -> e.Event:
+    """Return the event that a message stands for; ``limit`` crashes in a row quarantine a step."""
     text = (message.payload or b"").decode("utf-8", "replace") if value_of(message) is None else ""
     match message.kind:
+        case "outcome" | "lost" | "declined" | "cursor":
+            return event_of_offered(message, plan, limit)
         case "signal":
             return e.Signalled(message.name)
         case "cancel":
@@ -94,6 +109,8 @@ def in_words(message: Message) -> str:
     """Return a short text for a message that its holder has not taken in yet: ``cancel``, ``signal approve``."""
     if message.kind == "signal":
         return f"signal {message.name}"
+    if message.kind in _OF_STEPS:
+        return _OF_STEPS[message.kind]
     if message.kind != "decide":
         return message.kind
     try:
@@ -109,10 +126,11 @@ def refusal(instance_id: str, state: str, kind: str) -> StepwellError | None:
         return _retry_refusal(instance_id, state)
     if state not in ENDED:
         return None
-    mend = "" if state == "completed" else "; client.retry() lets it go on"
-    return InstanceEnded(instance_id, f"it has ended ({state}), so it takes no {kind}{mend}")
+    mend = ANEW if state == "completed" else "client.retry() lets it go on"
+    return InstanceEnded(instance_id, f"it has ended ({state}), so it takes no {kind}; {mend}")
 
 
+ANEW: Final = "start it with on_conflict='terminate_existing' to run it anew under this id"
 _INSTEAD: Final = {
     "held": "it is held, not failed: client.decide() ends a hold",
     "paused": "it is paused, not failed: client.resume() lets it go on",
@@ -126,7 +144,6 @@ def _retry_refusal(instance_id: str, state: str) -> StepwellError | None:
     if state == "completed":
         return InstanceEnded(
             instance_id,
-            "it has completed, so there is nothing to retry; "
-            "start it with on_conflict='terminate_existing' to run it anew under this id",
+            f"it has completed, so there is nothing to retry; {ANEW}",
         )
     return UsageError(f"instance {instance_id!r}: {_INSTEAD.get(state, 'it is going on and has not failed')}")

@@ -10,14 +10,18 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from stepwell.codec import Codec, JsonCodec
+from stepwell.codec import Codec, JsonCodec, check_codec
+from stepwell.engine.events import MAX_CRASHES
 from stepwell.errors import AlreadyRunning, BackendError, Closed, LeaseLost, OptionError, UsageError
 from stepwell.flow.plan import Plan
+from stepwell.flow.task import kind_of
+from stepwell.observe.watching import Lookout
 
-from .arrivals import Replaced
+from .arrivals import Lapsed, Replaced
 from .clock import AnyMailbox, Clock, SystemClock
 from .hands import Deliver, LoopThread, Threads
 from .invoke import Job, Prepared
+from .lease import Lease
 from .upkeep import Purger, Retention
 
 if TYPE_CHECKING:
@@ -34,7 +38,6 @@ T = TypeVar("T")
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
 THREADS_MAX: Final = 4_096
-PURGE_PAUSE_S: Final = 0.005  # between two transactions of a purge, so that others get their turn
 PLANS_MAX: Final = 256  # definitions a runner remembers at a time; others are read or composed again
 
 
@@ -46,6 +49,8 @@ class Room:
         stored: send every value through the codec, as a backend would.
         retention: what of the ended instances is kept; the thread that keeps the lease removes the others.
         hands: ``False``: workflows are started and described here, and never run, so no dependency is needed.
+        max_crashes: after so many deaths of a process in which a step was tried the run is held.
+        name: how others see whoever holds instances here, ``host:pid`` by default.
     """
 
     def __init__(
@@ -61,8 +66,12 @@ class Room:
         poll_us: int = 50_000,
         hands: bool = True,
         retention: Retention | None = None,
+        max_crashes: int = MAX_CRASHES,
+        name: str = "",
     ) -> None:
+        _check_given(codec, deps, clock)
         self.backend, self.hands = backend, hands
+        self._store = backend  # as it is, where ``backend`` may be a patient one
         self.check_laws = _law_check()
         self.codec: Codec = codec or (backend.codec if backend is not None else JsonCodec())
         self.stored, self.limits = stored, self.codec.limits
@@ -71,6 +80,9 @@ class Room:
         self.deps: Mapping[Any, object] = dict(deps or {})
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.lease_us, self.poll_us = lease_us, poll_us
+        if type(max_crashes) is not int or max_crashes < 1:
+            raise OptionError(f"max_crashes must be a whole number from 1 on, not {max_crashes!r}")
+        self.max_crashes, self.name = max_crashes, name
         self.backend_id = backend.backend_id if backend is not None else secrets.token_hex(8)
         self._random = random.Random()  # noqa: S311  # spreads retries and names runs; guards nothing
         self.draw: Callable[[], float] = self._random.random
@@ -81,13 +93,15 @@ class Room:
         self._prepared: dict[int, tuple[object, Prepared]] = {}
         self._plans: dict[tuple[str, str], tuple[bytes, Plan]] = {}
         self._working: dict[str, tuple[AnyMailbox, Live]] = {}
+        self.lookout = Lookout()
         self._watching: list[AnyMailbox] = []
         self._closed = False
         self._threads: Threads | None = None
         self._loop_thread: LoopThread | None = None
         self._processes: Processes | None = None
         self._pid = os.getpid()
-        self._renewer: _Renewer | None = None
+        self._lease: Lease | None = None
+        self.keep_lease = Lease  # a simulation has another way to let time pass
         self._purger = Purger(backend, self.clock, retention) if backend is not None and retention is not None else None
 
     # --- workflows ---
@@ -106,7 +120,7 @@ class Room:
             known = self._prepared.get(id(runnable))
             if known is None or known[0] is not runnable:
                 deps = self.deps if self.hands else None
-                prepared = Prepared(_workflow_of(runnable), self.codec, deps, self.stored)
+                prepared = Prepared(self.workflow_in(runnable), self.codec, deps, self.stored)
                 while len(self._prepared) >= PLANS_MAX:  # a program may build workflows without end
                     del self._prepared[next(iter(self._prepared))]
                 self._prepared[id(runnable)] = runnable, prepared
@@ -117,6 +131,23 @@ class Room:
             plan = prepared.plan
             prepared.definition = self.backend.register(plan.name, plan.fingerprint, plan.to_bytes())
         return prepared
+
+    @staticmethod
+    def workflow_in(runnable: object) -> AnyWorkflow:
+        """Return a workflow as it is, and a task or function as a workflow of one step. Raises UsageError."""
+        from stepwell.flow.steps import is_workflow
+
+        if is_workflow(runnable):
+            return runnable
+        if callable(runnable) and not isinstance(runnable, type):
+            from stepwell.flow.builder import Flow
+            from stepwell.flow.task import as_task
+            from stepwell.flow.tracer import call_site
+
+            task = as_task(runnable, None, call_site())
+            return Flow(task.name).then(task).build()
+        mend = "end it with build()" if hasattr(runnable, "build") else "make one with @workflow or Flow(...).build()"
+        raise UsageError(f"a runner runs workflows and tasks, not a {type(runnable).__name__}; {mend}")
 
     def workflow_of(self, plan: Plan) -> AnyWorkflow | None:
         """Return the workflow with this very plan if this runner knows its code."""
@@ -154,6 +185,9 @@ class Room:
                     live.instance_id, "it is running in this runner already; wait for that call to end"
                 )
             self._working[live.instance_id] = mailbox, live
+        live.observed = live.observed or self.lookout.run(live)
+        if live.observed is not None:
+            live.observed.entered(stored=self.backend is not None)
 
     def make_way(self, instance_id: str, instance: int) -> None:
         """Let a drive that works on an earlier run of an instance know that this one has taken its place."""
@@ -167,6 +201,8 @@ class Room:
         with self._lock:
             if self._works_on(live.instance_id) is live:
                 del self._working[live.instance_id]
+        if live.observed is not None:
+            live.observed.left("" if live.entries or live.lost is not None else live.state.ended)
 
     def holds(self, instance_id: str, instance: int) -> bool:
         """Say whether a drive of this runner works on this very run. Waits for nobody."""
@@ -183,8 +219,11 @@ class Room:
         if backend is None or not held:
             return
         try:
-            if changes := [live.change(live.rest(True) if live.ended else None) for live in held if live.entries]:
-                backend.commit(self.session(), changes)
+            if late := [live for live in held if live.entries]:
+                changes = [live.change(live.rest(True) if live.ended else None) for live in late]
+                for live, outcome in zip(late, backend.commit(self.session(), changes), strict=True):
+                    if live.observed is not None and outcome != "conflict":
+                        live.observed.committed(live.base)
             with self.entering:  # another call of this runner may have taken it up since
                 free = [live.instance for live in held if not self.holds(live.instance_id, live.instance)]
                 backend.release(self.session(), free)
@@ -212,28 +251,39 @@ class Room:
         with self._lock:
             self._watching.remove(mailbox)
 
-    def running_plan(self, instance_id: str) -> Plan | None:
-        """Return the plan of an instance that a drive of this runner works on."""
+    def running(self, instance_id: str) -> Live | None:
+        """Return an instance that a drive of this runner works on."""
         with self._lock:
-            live = self._works_on(instance_id)
+            return self._works_on(instance_id)
+
+    def running_plan(self, instance_id: str) -> Plan | None:
+        """Return its plan."""
+        live = self.running(instance_id)
         return live.plan if live is not None else None
 
     # --- the session ---
 
     def session(self) -> Session:
         """Return this runner's session, opening it at first need."""
-        renewer = self._renewer
-        if renewer is not None and not renewer.lost:
-            return renewer.session
+        lease = self._lease
+        if lease is not None and not lease.lost:
+            return lease.session
         assert self.backend is not None
+        assert self._store is not None
         with self._lock:
             self.check_open()
-            if self._renewer is None or self._renewer.lost:
-                from stepwell.backend.liveness import this_process
+            if self._lease is None or self._lease.lost:
+                from stepwell.backend.liveness import lease_clock, this_process
 
-                session = self.backend.open_session(this_process(), self.lease_us)
-                self._renewer = _Renewer(self.backend, session, self._purger)
-            return self._renewer.session
+                opened_us = lease_clock()
+                session = self.backend.open_session(this_process(self.name), self.lease_us)
+                self._lease = self.keep_lease(self._store, session, opened_us, self._purger, self._lease_lost)
+            return self._lease.session
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease of the session, ``None`` before the first need of one."""
+        return self._lease
 
     def fenced(self, method: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store with the session. If that is lost, the next need opens another."""
@@ -248,9 +298,17 @@ class Room:
         """Forget a session that was taken over. Raises Closed if :meth:`close` has ended it."""
         with self._lock:
             self.check_open()
-            if self._renewer is not None and self._renewer.session == session:  # another drive may have been faster
-                self._renewer.stop()
-                self._renewer = None
+            if self._lease is not None and self._lease.session == session:  # another drive may have been faster
+                self._lease.stop()
+                self._lease = None
+
+    def _lease_lost(self, why: str) -> None:
+        """Let every drive know that what it works on is not its own any more."""
+        with self._lock:
+            mailboxes = {id(mailbox): mailbox for mailbox, _ in self._working.values()}
+            mailboxes.update((id(mailbox), mailbox) for mailbox in self._watching)
+        for mailbox in mailboxes.values():
+            mailbox.put(Lapsed(why))
 
     # --- hands ---
 
@@ -282,7 +340,10 @@ class Room:
 
     def check_open(self) -> None:
         if self._closed:
-            raise Closed(f"this {'runner' if self.hands else 'client'} is closed; make a new one")
+            raise Closed(
+                f"this {'runner' if self.hands else 'client'} is closed: its `with` block has ended, or close() was "
+                f"called; make a new one"
+            )
         if os.getpid() != self._pid:
             raise UsageError(
                 "this runner was made before a fork, which its threads did not survive; make it afterwards"
@@ -299,30 +360,26 @@ class Room:
             for mailbox in [*(mailbox for mailbox, _ in self._working.values()), *self._watching]:
                 mailbox.put(None)  # whoever waits in another thread sees that it is closed
         try:  # without the lock: a body that is waited for may need it
-            if self._renewer is not None and self.backend is not None:
-                self._renewer.stop()
-                self.backend.end_session(self._renewer.session)
+            if self._lease is not None and self.backend is not None:
+                self._lease.stop()
+                self.backend.end_session(self._lease.session)
         finally:
             for hand in (self._threads, self._loop_thread, self._processes):
                 if hand is not None:
                     hand.close()
 
 
-def _workflow_of(runnable: object) -> AnyWorkflow:
-    """Return a workflow as it is, and a task or function as a workflow of one step. Raises UsageError."""
-    from stepwell.flow.steps import is_workflow
-
-    if is_workflow(runnable):
-        return runnable
-    if callable(runnable) and not isinstance(runnable, type):
-        from stepwell.flow.builder import Flow
-        from stepwell.flow.task import as_task
-        from stepwell.flow.tracer import call_site
-
-        task = as_task(runnable, None, call_site())
-        return Flow(task.name).then(task).build()
-    mend = "end it with build()" if hasattr(runnable, "build") else "make one with @workflow or Flow(...).build()"
-    raise UsageError(f"a runner runs workflows and tasks, not a {type(runnable).__name__}; {mend}")
+def _check_given(codec: object, deps: object, clock: object) -> None:
+    """Refuse here, by its name, what would fail somewhere deep inside otherwise. Raises OptionError."""
+    if codec is not None:
+        check_codec(codec)
+    if deps is not None and not isinstance(deps, Mapping):
+        raise OptionError(f"deps= takes values by their types, as deps={{Bank: bank}}, not {kind_of(deps)}")
+    if clock is not None and (isinstance(clock, type) or not all(hasattr(clock, n) for n in ("now_us", "timeout_s"))):
+        raise OptionError(
+            f"clock= takes a clock, such as stepwell.testing.VirtualClock(), not {kind_of(clock)}; leave it out for "
+            "the computer's own"
+        )
 
 
 def _law_check() -> Callable[[Plan, Frontier], object] | None:
@@ -332,32 +389,3 @@ def _law_check() -> Callable[[Plan, Frontier], object] | None:
     from stepwell.engine.laws import check
 
     return check
-
-
-class _Renewer:
-    """A small thread that keeps the lease while bodies run in the caller's thread; one write whatever is held."""
-
-    def __init__(self, backend: Backend, session: Session, purger: Purger | None) -> None:
-        self.lost = False
-        self._backend, self.session, self._purger = backend, session, purger
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="stepwell-lease", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ending.set()
-
-    def _renew(self) -> None:
-        while not self._ending.wait(self.session.lease_us / 3e6):
-            try:
-                self._backend.renew(self.session)
-            except LeaseLost:
-                self.lost = True
-                _LOG.warning("the session's lease was taken over; its writes are refused from now on")
-                return
-            except Closed:
-                return
-            except Exception as error:  # noqa: BLE001  # the lease is long: try again at the next beat
-                _LOG.warning("the lease could not be renewed: %s", error)
-            if self._purger is not None:  # well within the lease
-                self._purger.beat(self.session.lease_us / 6e6, lambda: self._ending.wait(PURGE_PAUSE_S))

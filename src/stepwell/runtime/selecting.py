@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 from stepwell.backend.base import Backend, Filter, Header
 from stepwell.errors import InstanceDamaged, OptionError
 from stepwell.timing import Duration, duration_us
-from stepwell.types import RESTING, State
+from stepwell.types import RESTING, State, check_labels
 
 from .ending import InstanceStatus, status_of
 from .session import stored_status
@@ -42,7 +42,7 @@ def where(
     return Filter(
         states=_states(state),
         workflow=workflow if isinstance(workflow, str) else workflow.name if workflow is not None else "",
-        labels=dict(labels or {}),
+        labels=check_labels(labels or {}),
         created_from_us=_moment_us(created_after, "created_after"),
         created_to_us=_moment_us(created_before, "created_before"),
         unfinished=state == "unfinished",
@@ -97,8 +97,8 @@ def purge(backend: Backend, now_us: int, older_than: Duration | None, keep: int 
     if older_than is None and keep is None:
         raise OptionError("purge() needs older_than, or keep, or both; without either it would remove everything")
     for name, number in (("keep", keep), ("limit", limit)):
-        if number is not None and number < 0:
-            raise OptionError(f"{name} must be 0 or more, not {number}")
+        if number is not None and (type(number) is not int or number < 0):
+            raise OptionError(f"{name} must be a whole number from 0 on, not {number!r}")
     before_us = None if older_than is None else now_us - duration_us(older_than, "older_than")
     removed = 0
     while batch := BATCH if limit is None else min(BATCH, limit - removed):

@@ -11,12 +11,7 @@ from msgspec.structs import replace
 from stepwell.backend.base import Change, Header, Loaded, Message
 from stepwell.codec import type_name
 from stepwell.engine.frontier import Frontier
-from stepwell.errors import (
-    AlreadyRunning,
-    DecodeError,
-    InstanceConflict,
-    InstanceNotFound,
-)
+from stepwell.errors import AlreadyRunning, DecodeError, InstanceConflict
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, RESTING, check_instance_id
 
@@ -25,7 +20,7 @@ from .ending import Ending, InstanceStatus, status_of
 from .live import Live, frontier_of
 from .outside import left_at_rest, taken_in
 from .requests import request
-from .stored import load, stored_plan
+from .stored import load, missing, stored_plan
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
@@ -114,7 +109,7 @@ def _claim(room: Room, live: Live, judge: Judge) -> tuple[Loaded, Action]:
     assert room.backend is not None
     loaded = room.fenced(room.backend.claim, live.instance_id)
     if loaded is None:
-        raise InstanceNotFound(live.instance_id, "no such instance; start() creates one")
+        raise missing(room.backend, live.instance_id)
     if loaded.header.session == room.session().id:
         live.instance, live.run = loaded.header.instance, loaded.header.run
     action = judge(loaded.header)
@@ -189,7 +184,7 @@ def at_rest(room: Room, workflow: AnyWorkflow, instance_id: str) -> Loaded | Non
     assert room.backend is not None
     header = room.backend.header(check_instance_id(instance_id))
     if header is None:
-        raise InstanceNotFound(instance_id, "no such instance")
+        raise missing(room.backend, instance_id)
     if header.workflow != workflow.name:
         raise InstanceConflict(instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow.name!r}")
     return load(room, instance_id) if header.state in RESTING else None

@@ -26,7 +26,6 @@ from stepwell.errors import (
     CorruptValue,
     InstanceDamaged,
     InstanceExists,
-    InstanceNotFound,
     OptionError,
     UsageError,
 )
@@ -36,7 +35,7 @@ from stepwell.types import check_instance_id
 from . import snapshot_format as form
 from .live import frontier_of
 from .requests import value_of
-from .stored import stored_plan
+from .stored import missing, stored_plan
 
 if TYPE_CHECKING:
     from .room import Room
@@ -110,7 +109,7 @@ def _look(backend: Backend, instance_id: str) -> _Seen:
 def _load(backend: Backend, instance_id: str) -> Loaded:
     loaded = backend.load(instance_id)
     if loaded is None:
-        raise InstanceNotFound(instance_id, "no such instance")
+        raise missing(backend, instance_id)
     return loaded
 
 

@@ -142,7 +142,9 @@ def _opened(data: bytes) -> tuple[memoryview, int]:
     if len(data) > SNAPSHOT_BYTES_MAX:
         raise CorruptValue(f"the snapshot has {len(data)} bytes, over the limit of {SNAPSHOT_BYTES_MAX}")
     if len(data) < HEADER_BYTES or data[:2] != MAGIC:
-        raise CorruptValue("the bytes are not a stepwell snapshot: they do not start with its header")
+        raise CorruptValue(
+            "the bytes are not a stepwell snapshot, which client.snapshot() writes: its header is missing"
+        )
     if data[2] != VERSION:
         raise UnknownFormat(
             f"the snapshot was written in format version {data[2]}, this stepwell reads version {VERSION}; "

@@ -24,15 +24,18 @@ from stepwell.errors import (
     OptionError,
     UsageError,
 )
-from stepwell.types import ENDED, ConflictPolicy, check_instance_id
+from stepwell.flow.spelling import meant
+from stepwell.types import ENDED, ConflictPolicy, check_instance_id, check_labels
 
 from .live import Live, frontier_of
 from .outside import left_at_rest, settled
+from .ranking import queued_us
 from .session import Action, Entered, reopen, resume
 from .stored import stored_plan
 
 if TYPE_CHECKING:
     from stepwell.backend.base import Backend, Joined
+    from stepwell.observe.watching import Beginning
 
     from .drive import Drive
     from .invoke import Prepared
@@ -57,26 +60,39 @@ class Start(NamedTuple):
     on_conflict: ConflictPolicy | str | None = None
     on_mismatch: str = "fail"
     labels: Mapping[str, str] = {}
+    lane: str = ""
 
 
 def start_of(value: object, options: Mapping[str, Any]) -> Start:
     """Return one start from the options of a runner's method. Raises OptionError for one that does not exist."""
     if unknown := set(options) - set(Start._fields[1:]):
+        name, known = sorted(unknown)[0], Start._fields[1:]
         raise OptionError(
-            f"{sorted(unknown)[0]!r} is not an option here; the options are {', '.join(Start._fields[1:])}"
+            f"{name!r} is not an option here{meant(name, known, '{}=')}; the options are {', '.join(known)}"
         )
     if options.get("on_mismatch", "fail") not in ("fail", "ignore"):
         raise OptionError(f"on_mismatch must be 'fail' or 'ignore', not {options['on_mismatch']!r}")
-    start = Start(value, **{k: v for k, v in options.items() if v is not None})
+    given = {k: v for k, v in options.items() if v is not None}
+    if "labels" in given:
+        given["labels"] = check_labels(given["labels"])
+    start = Start(value, **given)
+    if start.lane:
+        check_instance_id(start.lane, "instance's lane")
     _policy(start)
     return start
 
 
 def starts_of(values: Sequence[object], instance_ids: Sequence[str] | None) -> list[Start]:
     """Return one start for each input."""
-    if instance_ids is not None and len(instance_ids) != len(values):
-        raise OptionError(f"run_many() was given {len(values)} inputs and {len(instance_ids)} instance ids")
-    return [Start(value, instance_ids[i] if instance_ids is not None else None) for i, value in enumerate(values)]
+    if instance_ids is None:
+        return [Start(value) for value in values]
+    if isinstance(instance_ids, str):
+        raise OptionError("instance_ids must be a list with one id for each input, not a str")
+    if len(instance_ids) != len(values):
+        raise OptionError(
+            f"{len(values)} inputs and {len(instance_ids)} instance_ids were given; give one id for each input, or none"
+        )
+    return [Start(value, instance_id) for value, instance_id in zip(values, instance_ids, strict=True)]
 
 
 # --- policies -------------------------------------------------------------------------------------------
@@ -93,7 +109,11 @@ def decide(policy: ConflictPolicy, header: Header, workflow: str, input_digest: 
         InputMismatch: the policy attaches, and the input is another one.
     """
     if policy == ConflictPolicy.FAIL:
-        raise InstanceExists(header.instance_id, f"it exists already ({header.state}); the conflict policy is FAIL")
+        raise InstanceExists(
+            header.instance_id,
+            f"it exists already ({header.state}); on_conflict='use_existing' attaches to it, "
+            "on_conflict='terminate_existing' replaces it",
+        )
     if header.workflow != workflow:
         raise InstanceConflict(
             header.instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow!r}; choose another id"
@@ -143,7 +163,8 @@ def _encode_input(prepared: Prepared, value: object) -> Any:
         if prepared.input_promised is not None:
             prepared.input_promised("", value, stored)
     except CodecError as error:
-        raise UsageError(f"workflow {workflow.name!r} takes {type_name(workflow.input_type)}: {error}") from error
+        wanted = f"workflow {workflow.name!r} takes {type_name(workflow.input_type)}"
+        raise UsageError(f"{wanted}: {error} (it is defined at {workflow.where})") from error
     return stored
 
 
@@ -215,7 +236,7 @@ def _check_distinct(lives: Sequence[Live]) -> None:
     seen: set[str] = set()
     for live in lives:
         if live.instance_id in seen:
-            raise AlreadyRunning(live.instance_id, "one call was given this id twice")
+            raise AlreadyRunning(live.instance_id, "one call was given this id twice; give each input an id of its own")
         seen.add(live.instance_id)
 
 
@@ -226,6 +247,8 @@ def _create(room: Room, creations: Sequence[Creation]) -> Sequence[Any]:
 
 def _new_live(room: Room, prepared: Prepared, start: Start, context: Context) -> Live:
     live = Live(room, prepared, _instance_id(room, start), 0, 1, context)
+    if (watch := room.lookout.start(live)) is not None:
+        live.observed, live.trace = watch, watch.trace
     facts = live.advance(e.Start(), room.clock.now_us(), _encode_input(prepared, start.value))
     if isinstance(facts, Fixed):
         live.upcoming.append(facts.opened)
@@ -245,6 +268,8 @@ def _creation_of(live: Live, start: Start, replacing: Change | None = None) -> C
         due_us=state.next_due_us() if live.resting else 0,
         image=to_image(state) if live.resting else None,
         labels=dict(start.labels),
+        lane=start.lane,
+        trace=live.trace,
         replacing=replacing,
     )
 
@@ -304,11 +329,26 @@ def start_unheld(room: Room, prepared: Prepared, starts: Sequence[Start], within
     store = within if within is not None else room.backend
     definition = prepared.definition or _registered(store, prepared)
     starts = [start._replace(instance_id=_instance_id(room, start)) for start in starts]
-    answers = store.create(None, [_unheld(room, prepared, start, definition) for start in starts])
+    begun = [_beginning(room, prepared, start) for start in starts]
+    creations = [_unheld(room, prepared, start, definition, it) for start, it in zip(starts, begun, strict=True)]
+    answers = store.create(None, creations)
+    _tell(room, begun, answers)
     return [
         answer.header if isinstance(answer, Created) else _settle(room, prepared, start, answer, definition)
         for start, answer in zip(starts, answers, strict=True)
     ]
+
+
+def _beginning(room: Room, prepared: Prepared, start: Start) -> Beginning | None:
+    return room.lookout.beginning(prepared.workflow.name, start.instance_id or "")
+
+
+def _tell(room: Room, begun: Sequence[Beginning | None], answers: Sequence[object]) -> None:
+    """Tell those who watch which of these creations have come about."""
+    for beginning, answer in zip(begun, answers, strict=True):
+        if beginning is not None and isinstance(answer, Created):
+            beginning.created()
+    room.lookout.settle()
 
 
 def _check_joined(starts: Iterable[Start]) -> None:
@@ -327,7 +367,14 @@ def _registered(store: Backend | Joined, prepared: Prepared) -> int:
     return store.register(plan.name, plan.fingerprint, plan.to_bytes())
 
 
-def _unheld(room: Room, prepared: Prepared, start: Start, definition: int, replacing: Change | None = None) -> Creation:
+def _unheld(
+    room: Room,
+    prepared: Prepared,
+    start: Start,
+    definition: int,
+    beginning: Beginning | None,
+    replacing: Change | None = None,
+) -> Creation:
     state, now = Frontier(), room.clock.now_us()
     entries = Live.rows(prepared.plan, state, [e.Start()], now, _encode_input(prepared, start.value))
     waiting = state.status(now) == "waiting"
@@ -338,9 +385,11 @@ def _unheld(room: Room, prepared: Prepared, start: Start, definition: int, repla
         entries=entries,
         at_us=now,
         state="waiting" if waiting else "pending",
-        due_us=state.next_due_us() if waiting else 0,
+        due_us=state.next_due_us() if waiting else queued_us(prepared.plan, state, now),
         image=to_image(state) if waiting else None,
         labels=dict(start.labels),
+        lane=start.lane,
+        trace=beginning.trace if beginning is not None else "",
         claim=False,
         replacing=replacing,
     )
@@ -360,7 +409,9 @@ def _settle(room: Room, prepared: Prepared, start: Start, header: Created | Head
             if _judge(prepared, start, loaded.header) == "restart":
                 reopen(room, loaded)
             return backend.header(instance_id) or loaded.header
-        (answer,) = backend.create(None, [_unheld(room, prepared, start, definition, replacing)])
+        beginning = _beginning(room, prepared, start)
+        (answer,) = backend.create(None, [_unheld(room, prepared, start, definition, beginning, replacing)])
+        _tell(room, [beginning], [answer])
         if isinstance(answer, Created):
             room.make_way(instance_id, answer.header.instance)
             return answer.header

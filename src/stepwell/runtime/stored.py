@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from stepwell.backend.base import Filter, Header, Loaded
+from stepwell.backend.base import Backend, Filter, Header, Loaded
 from stepwell.errors import InstanceDamaged, InstanceNotFound
 from stepwell.flow.plan import Plan
 from stepwell.types import check_instance_id
@@ -15,11 +15,24 @@ if TYPE_CHECKING:
     from .room import Room
 
 
+def missing(backend: Backend, instance_id: str) -> InstanceNotFound:
+    """Return the error for an id that a store does not have; that it is another store than was meant is likely."""
+    return InstanceNotFound(
+        instance_id, f"no such instance in {_shown(backend)}; client.list() shows which there are, start() creates one"
+    )
+
+
+def _shown(backend: Backend) -> str:
+    """Name a store as it names itself, without a password; one that does not is called by its class."""
+    own = type(backend).__repr__ is not object.__repr__
+    return repr(backend) if own else f"this {type(backend).__name__}"
+
+
 def load(room: Room, instance_id: str) -> Loaded:
     assert room.backend is not None
     loaded = room.backend.load(check_instance_id(instance_id))
     if loaded is None:
-        raise InstanceNotFound(instance_id, "no such instance")
+        raise missing(room.backend, instance_id)
     return loaded
 
 

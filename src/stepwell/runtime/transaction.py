@@ -8,9 +8,10 @@ lock. The drive hears that the outcome is stored and reads the instance anew, as
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from stepwell.backend.base import Change, Entry, Header, Loaded, Rest
+from stepwell.backend.opened import ENDED_BY_TASK, opened
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine.advance import advance
@@ -23,11 +24,9 @@ from .live import Live, frontier_of
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import apsw
+    from stepwell.backend.opened import Opened
 
-    from stepwell.backend.sqlite_connection import Connection
-
-LIMIT_US: Final = 5_000_000  # nobody else can write to the file meanwhile
+LIMIT_US: Final = 5_000_000  # where nobody else can write meanwhile
 IMAGE_AFTER: Final = 64  # entries; with more to read, the next such step would pay for all of them again
 
 
@@ -39,17 +38,17 @@ class Transaction:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._connection: apsw.Connection | None = None
+        self._opened: Opened | None = None
         self._watch: threading.Timer | None = None
         self._lock = threading.Lock()
         self._used = self._late = False
         self._broken: BaseException | None = None
-        self._limit_us = min(LIMIT_US, job.facts.room.lease_us // 2)
+        self._limit_us = job.facts.room.lease_us // 2
+        self._excludes = False
         self._backend: Any = job.facts.room.backend
-        self._thread = threading.get_ident()
         _check_allowed(job)
 
-    def __enter__(self) -> apsw.Connection:
+    def __enter__(self) -> Any:
         if self._used:
             raise UsageError(f"{self._job.path} has opened its transaction already; an attempt has one")
         self._used = True
@@ -64,20 +63,20 @@ class Transaction:
         self._watch.start()
         return connection
 
-    def _begun(self) -> apsw.Connection:
-        """Open a connection, take the write lock, and hold against the store what could not be committed in the end."""
+    def _begun(self) -> Any:
+        """Open a connection, begin, and hold against the store what could not be committed in the end."""
         self._session = self._job.facts.room.session()  # it may have to be opened, which is a write
-        connection: apsw.Connection = self._backend.connect()
-        self._connection = connection
+        transaction = self._opened = opened(self._backend)
+        if transaction.excludes:
+            self._excludes, self._limit_us = True, min(LIMIT_US, self._limit_us)
         try:
-            _execute(connection, "BEGIN IMMEDIATE")
+            transaction.begin()
         except Exception as error:
             raise BackendUnavailable(f"the transaction of {self._job.path} could not begin: {error}") from error
-        self._backend.within(connection).header(self._job.facts.instance_id)  # refuses what could not be committed
-        connection.set_commit_hook(self._refuse_commit, id=self)
-        self._thread = threading.get_ident()
-        self._backend.keep_apart(self._thread, apart=True)
-        return connection
+        # This refuses what could not be committed.
+        self._backend.within(transaction.connection).header(self._job.facts.instance_id)
+        transaction.guard(lambda: self._misused(ENDED_BY_TASK))
+        return transaction.connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Leaving the block commits nothing; an error undoes what was written in it."""
@@ -88,8 +87,8 @@ class Transaction:
 
     @property
     def open(self) -> bool:
-        """Whether it holds the database's write lock."""
-        return self._connection is not None
+        """Whether it has begun and not ended yet."""
+        return self._opened is not None
 
     def settle(self, value: object) -> Outcome:
         """Commit what the task wrote together with its outcome, or undo it. Returns how the attempt ended.
@@ -98,57 +97,52 @@ class Transaction:
             LeaseLost: another session has taken the instance over.
             BackendError: the store failed; nothing was written.
         """
-        job, connection = self._job, None
+        job, transaction = self._job, None
         try:
             outcome = keep(job, value)
-            connection = self._taken()
+            transaction = self._taken()
             if self._late:
                 return failed(job, self._timeout())
-            if connection is None or outcome.error is not None:
+            if transaction is None or outcome.error is not None:
                 return outcome
-            if misuse := self._commit_with(connection, outcome):
+            if misuse := self._commit_with(transaction, outcome):
                 return failed(job, misuse)
             outcome.stored = True  # or the step awaits it no longer; the journal says which
             return outcome
         except LeaseLost:
-            if connection is not None:
-                _close(connection)
+            if transaction is not None:
+                transaction.close()
             job.facts.room.lost(self._session)  # not before, as that may wait for who waits to write
             raise
         finally:
             self.roll_back()
-            if connection is not None:
-                _close(connection)
+            if transaction is not None:
+                transaction.close()
 
-    def _commit_with(self, connection: apsw.Connection, outcome: Outcome) -> UsageError | None:
+    def _commit_with(self, transaction: Opened, outcome: Outcome) -> UsageError | None:
         """Commit rows and outcome, or say what the task has done to the connection that makes it impossible."""
-        import apsw
-
         path = self._job.path
         try:
-            if not connection.in_transaction:
-                return self._ended_by_task()
-            if self._written(connection, outcome):
-                connection.set_commit_hook(None, id=self)
-                self._commit(connection)
-        except (OptionError, apsw.Error) as error:
-            return UsageError(f"{path} left the connection of its transaction unusable: {error}")
+            if misuse := transaction.unusable():
+                return self._misused(misuse)
+            if self._written(transaction, outcome):
+                self._commit(transaction)
         except BackendError as error:
-            if isinstance(error.__cause__, (apsw.BusyError, apsw.ThreadingViolationError)):
-                # Nobody else holds the write lock, so it is a statement of the task's that is not at its end.
+            if transaction.in_use(error.__cause__):
                 return UsageError(f"{path} still uses its transaction: {error.__cause__}; end that first")
             raise
+        except Exception as error:
+            if not isinstance(error, (OptionError, *transaction.failures)):
+                raise
+            return UsageError(f"{path} left the connection of its transaction unusable: {error}")
         return None
 
-    def _ended_by_task(self) -> UsageError:
-        return UsageError(f"{self._job.path} has ended its transaction; leave COMMIT and ROLLBACK to the runner")
+    def _misused(self, how: str) -> UsageError:
+        return UsageError(f"{self._job.path} {how}")
 
-    def _refuse_commit(self) -> bool:
-        raise self._ended_by_task()
-
-    def _commit(self, connection: apsw.Connection) -> None:
+    def _commit(self, transaction: Opened) -> None:
         try:
-            _execute(connection, "COMMIT")
+            transaction.commit()
         except Exception as error:
             raise BackendUnavailable(f"the transaction of {self._job.path} could not be committed: {error}") from error
 
@@ -158,10 +152,10 @@ class Transaction:
         if error is self._broken:
             raise error
 
-    def _written(self, connection: apsw.Connection, outcome: Outcome) -> bool:
+    def _written(self, transaction: Opened, outcome: Outcome) -> bool:
         """Write the outcome if the step still awaits it; else (it has timed out, the run was replaced) nothing."""
         live, job = self._job.facts, self._job
-        room, store = live.room, self._backend.within(connection)
+        room, store = live.room, self._backend.within(transaction.connection)
         loaded = store.load(live.instance_id)
         if loaded is None or not self._awaited(loaded.header):
             return False
@@ -182,52 +176,33 @@ class Transaction:
 
     def roll_back(self) -> None:
         """Undo what is not committed, and let the connection go."""
-        if (connection := self._taken()) is not None:
-            _close(connection)
+        if (transaction := self._taken()) is not None:
+            transaction.close()
 
-    def _taken(self, late: bool = False) -> apsw.Connection | None:
-        """Return the connection to whoever asks first, who ends it."""
+    def _taken(self, late: bool = False) -> Opened | None:
+        """Return the transaction to whoever asks first, who ends it."""
         with self._lock:
-            connection, self._connection = self._connection, None
-            self._late = self._late or (late and connection is not None)
-        if connection is not None:
-            self._backend.keep_apart(self._thread, apart=False)
+            transaction, self._opened = self._opened, None
+            self._late = self._late or (late and transaction is not None)
+        if transaction is not None:
+            transaction.let_go()
         if self._watch is not None:
             self._watch.cancel()
-        return connection
+        return transaction
 
     def _expire(self) -> None:
         """The limit has passed: end it from outside. What runs is interrupted, what follows finds it closed."""
-        if (connection := self._taken(late=True)) is not None:
-            _close(connection)
+        if (transaction := self._taken(late=True)) is not None:
+            transaction.close()
 
     def _timeout(self) -> TransactionTimeout:
         path = self._job.path
+        why = "nobody else can write to the database meanwhile" if self._excludes else "its lease may run out"
         return TransactionTimeout(
-            f"the transaction of {path} was open for longer than {self._limit_us / 1e6:g} s and was undone, as nobody "
-            "else can write to the database meanwhile; do slow work before it is opened",
+            f"the transaction of {path} was open for longer than {self._limit_us / 1e6:g} s and was undone, as {why}; "
+            "do slow work before it is opened",
             path,
         )
-
-
-def _execute(connection: apsw.Connection, statement: str) -> None:
-    cast("Connection", connection).execute(statement)
-
-
-def _close(connection: apsw.Connection) -> None:
-    """Close a connection, and with it what it has not committed, even if another thread is inside a call on it."""
-    import apsw
-
-    while True:
-        try:
-            connection.interrupt()
-            connection.close(True)
-        except apsw.ConnectionClosedError:
-            return
-        except apsw.ThreadingViolationError:  # interrupted, that call comes out
-            threading.Event().wait(0.001)
-        else:
-            return
 
 
 def _rest(live: Live, loaded: Loaded, state: Frontier, now: int) -> Rest | None:
@@ -241,11 +216,14 @@ def _check_allowed(job: Job) -> None:
     """Refuse where it could not keep what it promises. Raises UsageError."""
     room, body, name = job.facts.room, job.body, job.body.name
     if room.backend is None:
-        raise UsageError(f"task {name!r} asks for transaction(), but an InProcessRunner stores nothing to join")
+        raise UsageError(
+            f"task {name!r} asks for transaction(), but an InProcessRunner stores nothing to join; "
+            "run it with CheckpointingRunner(SqliteBackend('file.db'))"
+        )
     if not room.backend.capabilities.user_transactions:
         raise UsageError(
             f"task {name!r} asks for transaction(), which a {type(room.backend).__name__} does not have; "
-            "use a SqliteBackend, or give outside calls task_context().idempotency_key"
+            "use a SqliteBackend or PostgresBackend, or give outside calls task_context().idempotency_key"
         )
     if body.is_async:
         raise UsageError(

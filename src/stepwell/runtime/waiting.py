@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stepwell.codec import type_name
-from stepwell.errors import DecodeError, InstanceConflict, InstanceNotFound
+from stepwell.errors import DecodeError, InstanceConflict
 from stepwell.timing import Duration, duration_us
 from stepwell.types import RESTING, check_instance_id
 
-from .clock import Wait
+from .clock import AnyMailbox, Wait
 from .ending import Ending
 from .session import stored_ending
-from .stored import load
+from .stored import load, missing
 
 if TYPE_CHECKING:
     from stepwell.flow.workflow import AnyWorkflow
 
     from .room import Room
+
+
+@contextmanager
+def woken(room: Room, mailbox: AnyMailbox) -> Generator[None]:
+    """Let a mailbox hear of others' writes, where the store tells of them."""
+    assert room.backend is not None
+    end = room.backend.watch(partial(mailbox.put, None))
+    try:
+        yield
+    finally:
+        if end is not None:
+            end()
 
 
 class Rest:
@@ -44,7 +59,7 @@ class Rest:
         assert self._room.backend is not None
         header = self._room.backend.header(self._instance_id)
         if header is None:
-            raise InstanceNotFound(self._instance_id, "no such instance")
+            raise missing(self._room.backend, self._instance_id)
         if self._workflow is not None and header.workflow != self._workflow.name:
             raise InstanceConflict(
                 self._instance_id, f"it belongs to workflow {header.workflow!r}, not {self._workflow.name!r}"
@@ -58,7 +73,8 @@ class Rest:
         """Return how long to wait before the next look. Raises TimeoutError."""
         if self._until_us is not None and self._room.clock.now_us() >= self._until_us:
             raise TimeoutError(
-                f"instance {self._instance_id!r} has not come to rest within the timeout; it goes on all the same"
+                f"instance {self._instance_id!r} has not come to rest within the timeout; it goes on all the same, and "
+                f"client.explain() says what it waits for"
             )
         return self._room.clock.timeout_s(Wait(self._until_us, False, self._room.poll_us))
 

@@ -1,0 +1,1 @@
+"""What can be seen from outside while workflows run: traces, metrics and log lines. Nothing here changes what runs."""

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from stepwell.flow.builder import Flow
-from stepwell.flow.draw import mermaid, span, text
+from stepwell.flow.draw import mermaid, text
 from stepwell.flow.plan import Plan, PlanData, PlanNode
 from stepwell.flow.task import task
 from stepwell.flow.trace import branch, delay, loop, parallel, route, signal, workflow
+from stepwell.timing import span
 from stepwell.types import Again, Done
 
 

@@ -241,8 +241,8 @@ class TestOptions:
             task(**options)(plus)
 
     def test_unknown_option(self) -> None:
-        """A misspelt option is Python's own error."""
-        with pytest.raises(TypeError, match="attemps"):
+        """A misspelt option is refused as a wrong value is."""
+        with pytest.raises(OptionError, match="attemps"):
             task(attemps=3)(plus)
 
     def test_run_in_is_for_sync_tasks(self) -> None:

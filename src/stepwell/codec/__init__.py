@@ -1,6 +1,6 @@
 """Values to bytes and back, exactly: envelopes, two payload formats, declared types."""
 
-from .base import Codec, check_encodable, digest
+from .base import Codec, check_codec, check_encodable, codec_name, digest
 from .envelope import codec_of
 from .hints import assignable, type_name
 from .json import JsonCodec
@@ -13,7 +13,9 @@ __all__ = [
     "MsgpackCodec",
     "Record",
     "assignable",
+    "check_codec",
     "check_encodable",
+    "codec_name",
     "codec_of",
     "digest",
     "type_name",

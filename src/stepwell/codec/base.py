@@ -34,6 +34,12 @@ class Codec(Protocol):
 
     A value comes back equal and of the same type, or is refused before it is stored. Equal bytes come from
     equal values: nothing but the value goes into them.
+
+    Example:
+        >>> from stepwell import JsonCodec
+        >>> codec = JsonCodec()
+        >>> codec.decode(codec.encode((1, 2)), tuple[int, int])
+        (1, 2)
     """
 
     name: str
@@ -66,6 +72,18 @@ class Codec(Protocol):
             UnknownFormat: another codec or a newer stepwell wrote them.
         """
         ...
+
+
+def check_codec(codec: object) -> None:
+    """Refuse what was given for a codec and is none. Raises OptionError."""
+    if isinstance(codec, type) or not all(hasattr(codec, name) for name in ("id", "limits", "encode", "decode")):
+        given = f"the class {codec.__name__}" if isinstance(codec, type) else f"a {type(codec).__name__}"
+        raise OptionError(f"codec= takes a codec, not {given}; write codec=JsonCodec() or codec=MsgpackCodec()")
+
+
+def codec_name(codec_id: int) -> str:
+    """Return how users call a codec, from the id that a store keeps of it."""
+    return {1: "JsonCodec", 2: "MsgpackCodec"}.get(codec_id, f"the codec with id {codec_id}")
 
 
 @dataclass(frozen=True, slots=True)

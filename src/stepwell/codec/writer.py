@@ -410,8 +410,8 @@ def _refusal(cls: Any) -> str:
     if callable(getattr(cls, "__next__", None)):
         return f"values of type {name} cannot be stored; make a list of it"
     return (
-        f"values of type {name} cannot be stored; return builtins, datetimes, enums, or objects of dataclasses, "
-        "msgspec, attrs or pydantic, or the address of what is kept elsewhere"
+        f"values of type {name} cannot be stored; use builtins, datetimes, enums, or objects of dataclasses, "
+        "msgspec, attrs or pydantic; store the key or path of anything else, and let inject() bring a task its tools"
     )
 
 

@@ -249,6 +249,7 @@ class Chain(_Pipe, Generic[In, Out]):
         """Give the value to several branches at once: ``fork().branch(...).branch(...).join(...)``.
 
         ``on_error`` ``"cancel"`` starts nothing more after the first failure, ``"wait"`` runs what can still run.
+        ``was`` is the node's name in earlier versions of this workflow.
         """
         return self._fork(name, on_error, was)
 
@@ -475,7 +476,7 @@ class Fork(Unfinished, Generic[In, Out]):
         """
         where = call_site()
         if not steps:
-            raise GraphError("branch() needs at least one step", where)
+            raise GraphError("branch() needs at least one step; give it tasks, as branch(polish)", where)
         stages: Stages = ()
         for step in steps:
             alone = len(steps) == 1 and not isinstance(step, Row)
@@ -499,9 +500,12 @@ class Fork(Unfinished, Generic[In, Out]):
         """
         where = call_site()
         if not self._branches:
-            raise GraphError("a fork needs at least one branch() before join()", where)
+            raise GraphError("a fork needs at least one branch() before join(); add one, or use then()", where)
         joined = single_stage(step, name, was, where)
         if not isinstance(joined, Call):
-            raise GraphError("join() takes a task or a function, not a workflow", where)
+            raise GraphError(
+                "join() takes a task or a function, not a workflow; join first, then give it to the workflow by then()",
+                where,
+            )
         stage = ForkJoin(self._name, self._on_error, self._was, self._branches, joined, self._where)
         return self._row.joined(stage)

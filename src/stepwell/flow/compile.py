@@ -21,11 +21,12 @@ from stepwell.retry import Retry
 from stepwell.types import NEST_MAX, NODES_MAX
 
 from . import nodes as n
-from .declared import declared, may_say_again, misspelt
+from .declared import declared, may_say_again, misspelt, spelt
 from .fingerprint import fingerprint_of
 from .plan import NONE, PLAN_VERSION, Arg, Built, Constant, Plan, PlanData, PlanNode, Ref, RetryNumbers, Selected, refs
-from .task import AnyTask
+from .task import AnyTask, Task
 
+_SHOWN_MAX: Final = 10  # route keys in a message
 HIDDEN: Final = frozenset({"case", "turn", "timeout"})  # values inside may not exist, or exist many times
 
 
@@ -171,7 +172,8 @@ class _Compiler:
             case n.Select(base, steps):
                 if name := misspelt(declared(base), steps):
                     known = f"{_describe(base)} is declared as {type_name(declared(base))}"
-                    raise GraphError(f"nothing is called .{name} there: {known}; check the spelling", where)
+                    mend = spelt(declared(base), steps, name)
+                    raise GraphError(f"nothing is called .{name} there: {known}{mend}", where)
                 return Selected(self.arg(base, reader, env, where), steps)
             case n.Const(value):
                 return self._constant(value, where)
@@ -186,14 +188,17 @@ class _Compiler:
         try:
             text = digest(self.codec, value).hex()
         except CodecError as error:
-            raise GraphError(f"a constant of a workflow must be storable: {error}", where) from None
+            mend = f"; to run the task, call it: {value.name}(…)" if isinstance(value, Task) else ""
+            raise GraphError(f"a constant of a workflow must be storable: {error}{mend}", where) from None
         self.bodies.constants.append(deepcopy(value))  # what the author does to it later changes nothing here
         return Constant(len(self.bodies.constants) - 1, text)
 
     def _visible(self, arg: Arg | None, what: str, reader: int, where: str) -> Arg:
         if arg is None:
             raise GraphError(
-                f"the value of {what!r} is not known here: it belongs to another workflow or comes later", where
+                f"the value of {what!r} is not known here: it belongs to another workflow or comes later; "
+                f"call its step in this workflow, before this line",
+                where,
             )
         around = set(self._upwards(reader))
         for producer in refs(arg):
@@ -274,7 +279,7 @@ class _Compiler:
 
     def _parallel(self, node: n.ParallelNode, parent: int, depth: int, env: _Env) -> int:
         if not node.children:
-            raise GraphError("parallel() holds no steps", node.where)
+            raise GraphError("parallel() holds no steps; call a task in it, or leave it out", node.where)
         index = self.row("parallel", node.name, parent, depth, node.where, on_error=node.on_error)
         self.rows[index].more["interface"] = _interface("parallel", node.on_error)
         for child in node.children:
@@ -283,12 +288,14 @@ class _Compiler:
 
     def _branch(self, node: n.BranchNode, parent: int, depth: int, env: _Env) -> int:
         if not node.body.nodes:
-            raise GraphError(f"branch {node.name!r} holds no steps", node.where)
+            raise GraphError(f"branch {node.name!r} holds no steps; call a task in it, or leave it out", node.where)
         return self.sequence("branch", node.name, parent, depth, node.body, env, node.where)
 
     def _route(self, node: n.RouteNode, parent: int, depth: int, env: _Env) -> int:
         if not node.cases and node.default is None:
-            raise GraphError(f"route {node.name!r} has no cases", node.where)
+            raise GraphError(
+                f"route {node.name!r} has no cases; give it a dict of key and step, or default=", node.where
+            )
         key = self.arg(node.key, parent, env, node.where)
         check_cases(node)
         index = self.row("route", node.name, parent, depth, node.where, args=(key,))
@@ -304,7 +311,10 @@ class _Compiler:
     def _case(self, route: int, node: n.RouteNode, key: object, body: n.Body, depth: int, env: _Env) -> None:
         segment = f"{node.label}={key_text(key)}"
         if any(self.rows[c].name == segment for c in self.rows[route].children):
-            raise GraphError(f"route {node.name!r} has two cases that read {segment!r}", node.where)
+            raise GraphError(
+                f"route {node.name!r} has two cases that read {segment!r} in paths; give one of them another key",
+                node.where,
+            )
         self.bodies.cases[route][(type(key), key)] = segment
         self.sequence("case", segment, route, depth, body, env, node.where)
 
@@ -331,7 +341,8 @@ class _Compiler:
             if not may_say_again(returns):
                 raise GraphError(
                     f"loop {node.name!r} goes on by what its body returns: {self.rows[output].name!r} returns "
-                    f"{type_name(returns)}, not Again or Done",
+                    f"{type_name(returns)}, not Again or Done; return Again(value) to take another turn, Done(value) "
+                    f"to leave the loop",
                     node.where,
                 )
         elif kind in ("route", "child", "branch"):
@@ -340,7 +351,9 @@ class _Compiler:
                 self._check_says_again(self.rows[sequence].more.get("output", NONE), turn, node)
         else:
             raise GraphError(
-                f"loop {node.name!r}: its body must end with a task that returns Again or Done", node.where
+                f"loop {node.name!r}: its body must end with a task that returns Again or Done; return the handle of "
+                f"such a task as its last line",
+                node.where,
             )
 
     def _signal(self, node: n.SignalNode, parent: int, depth: int, env: _Env) -> int:
@@ -358,7 +371,7 @@ class _Compiler:
         if known != node.payload_type:
             raise GraphError(
                 f"signal {node.signal!r} is awaited with two payload types, {type_name(known)} and "
-                f"{type_name(node.payload_type)}; one name has one type",
+                f"{type_name(node.payload_type)}; one name has one type, so give one of them another name",
                 node.where,
             )
 
@@ -414,8 +427,9 @@ def _describe(source: n.Source) -> str:
             return repr(node.name)
         case n.Input():
             return "the workflow's input"
-        case n.Select(base):
-            return f"a part of {_describe(base)}"
+        case n.Select(base, steps):
+            selected = "".join(f".{key}" if kind == "attr" else f"[{key!r}]" for kind, key in steps)
+            return f"{selected:.80} of {_describe(base)}"
         case _:
             return "a constant"
 
@@ -473,11 +487,24 @@ def check_cases(node: n.RouteNode) -> None:
         return
     given = {(type(k), k) for k, _ in node.cases}
     if extra := [k for k, _ in node.cases if (type(k), k) not in declared]:
-        raise GraphError(f"route {node.name!r}: {extra[0]!r} is not one of {type_name(node.key_type)}", node.where)
+        raise GraphError(
+            f"route {node.name!r}: {_shown(extra[0])} is not one of {type_name(node.key_type)}; its cases are "
+            f"{_listed([k for _, k in declared])}",
+            node.where,
+        )
     missing = [k for t, k in declared if (t, k) not in given]
     if missing and node.default is None:
-        listed = ", ".join(repr(k) for k in missing)
+        listed = _listed(missing)
         raise GraphError(f"route {node.name!r} has no case for {listed}; add one or a default", node.where)
+
+
+def _listed(keys: Sequence[object]) -> str:
+    more = f" and {len(keys) - _SHOWN_MAX} more" if len(keys) > _SHOWN_MAX else ""
+    return ", ".join(map(_shown, keys[:_SHOWN_MAX])) + more
+
+
+def _shown(key: object) -> str:
+    return str(key) if isinstance(key, Enum) and not isinstance(key, str | int) else f"{key!r:.80}"
 
 
 def declared_keys(declared: object) -> list[tuple[type, object]] | None:

@@ -27,6 +27,7 @@ from .nodes import (
     TaskNode,
     Value,
 )
+from .spelling import meant
 
 _DISPLAYS: Mapping[str, type] = types.MappingProxyType({"list": list, "tuple": tuple, "dict": dict})
 
@@ -121,6 +122,12 @@ def misspelt(declared_type: object, steps: Iterable[SelectorStep]) -> str:
             return step[1]
         declared_type = part(owner, [step])
     return ""
+
+
+def spelt(declared_type: object, steps: Sequence[SelectorStep], name: str) -> str:
+    """Return the end of a sentence about a :func:`misspelt` attribute: the field that was probably meant."""
+    owner = _bare(part(declared_type, steps[: steps.index(("attr", name))]))
+    return meant(name, _hints(get_origin(owner) or owner), ".{}") or "; check the spelling"
 
 
 def _has_no(owner: object, name: str) -> bool:

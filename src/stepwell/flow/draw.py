@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from stepwell.timing import span
+
 from .plan import Plan, PlanNode
 
-_UNITS: Final = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
 _HIDDEN: Final = frozenset({"input", "pack"})
 
 
@@ -72,12 +73,6 @@ def _note(node: PlanNode) -> str:
 
 def _kind(node: PlanNode) -> str:
     return node.kind if node.kind != node.name else ""
-
-
-def span(duration_us: int) -> str:
-    """Return a span in the largest unit that it is a whole number of: ``90s``, ``2d``, ``1500us``."""
-    unit, size = next(((u, s) for u, s in _UNITS if duration_us and duration_us % s == 0), ("us", 1))
-    return f"{duration_us // size}{unit}"
 
 
 # --- Mermaid -----------------------------------------------------------------------------------

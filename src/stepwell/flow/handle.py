@@ -78,18 +78,22 @@ class Handle:
 
     def __getattr__(self, name: str) -> Handle:
         if name.startswith("_"):
+            where = call_site()
             raise NoSelector(
-                f"{name!r} cannot be selected from {self!r}; names with a leading _ are private", call_site()
+                f"{name!r} cannot be selected from {told(self, where)}: names with a leading _ are private; "
+                f"read it in a task",
+                where,
             )
         return _selected(self, ("attr", name))
 
     def __getitem__(self, key: object) -> Handle:
         if key is None or type(key) is str or type(key) is int or type(key) is bool:
             return _selected(self, ("item", key))
+        where = call_site()
         raise GraphError(
-            f"only a str, int, bool or None selects an item from {self!r}, not a {type(key).__name__}; "
+            f"only a str, int, bool or None selects an item from {told(self, where)}, not a {type(key).__name__}; "
             f"use a task for anything else",
-            call_site(),
+            where,
         )
 
     def __await__(self) -> Generator[NoReturn, None, Handle]:
@@ -99,6 +103,13 @@ class Handle:
         origin.awaited()
         yield from ()  # a generator, as __await__ must be, that never suspends
         return Handle(replace(origin, ready=True))
+
+
+def told(handle: Handle, where: str) -> str:
+    """Say whose value a handle stands for, and where it was made, if that is not where the reader is sent anyway."""
+    origin = handle.__origin__
+    made_by = origin.made_by if origin.made_by.startswith("the ") else f"the result of {origin.made_by}"
+    return made_by if origin.where == where else f"{made_by} (made at {origin.where})"
 
 
 def _selected(handle: Handle, step: SelectorStep) -> Handle:
@@ -113,7 +124,7 @@ def _selected(handle: Handle, step: SelectorStep) -> Handle:
 
 # --- what a handle refuses -------------------------------------------------------------------
 
-_VALUE: Final = "the value does not exist while the workflow is traced"
+_VALUE: Final = "a workflow function only notes the steps, so there is no value yet"
 _ROUTE: Final = "to choose by a value use route(), to repeat use loop()"
 _TASK: Final = "do it in a task"
 
@@ -124,7 +135,7 @@ _REFUSED: Final = {
     "iterated over or unpacked": ("select items with [0], [1], or do it in a task", "iter next reversed"),
     "measured with len()": (_TASK, "len length_hint"),
     "made text": ("format it in a task; to see where it comes from use repr()", "str format bytes"),
-    "called": ("methods run in a task", "call"),
+    "called": ("call its methods in a task", "call"),
     "a set member or dict key": ("use it as a list item or dict value", "hash"),
     "changed": (_TASK, "setattr delattr setitem delitem"),
     "used in `with`": (_TASK, "enter exit aenter aexit"),
@@ -140,7 +151,8 @@ _REFUSED: Final = {
 
 def _refusal(verb: str, instead: str) -> Callable[..., NoReturn]:
     def refuse(self: Handle, *args: object, **kwargs: object) -> NoReturn:
-        error = GraphError(f"{self!r} cannot be {verb}: {_VALUE}; {instead}", call_site())
+        where = call_site()
+        error = GraphError(f"{told(self, where)} cannot be {verb}: {_VALUE}; {instead}", where)
         if (tracer := active_tracer()) is not None:
             tracer.refused(error)
         raise error
@@ -153,4 +165,4 @@ for _verb, (_instead, _names) in _REFUSED.items():
         setattr(Handle, f"__{_name}__", _refusal(_verb, _instead))
 
 
-__all__ = ["Handle", "NoSelector", "Origin", "Scope"]
+__all__ = ["Handle", "NoSelector", "Origin", "Scope", "told"]

@@ -8,7 +8,8 @@ where it is read, so a value that cannot be there is refused at that line. An ``
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Final, cast
 
 from stepwell.errors import GraphError
@@ -65,8 +66,10 @@ class Recorder:
     def child(self, workflow: AnyWorkflow, args: tuple[object, ...]) -> Handle:
         where = call_site()
         if len(args) != workflow.has_input:
-            wanted = "one argument" if workflow.has_input else "no argument"
-            raise GraphError(f"workflow {workflow.name!r} takes {wanted}, not {len(args)}", where)
+            wanted, call = ("one argument", "value") if workflow.has_input else ("no argument", "")
+            raise GraphError(
+                f"workflow {workflow.name!r} takes {wanted}, not {len(args)}; call it as {workflow.name}({call})", where
+            )
         arg = self.source(args[0], where) if args else None
         return self.add(ChildNode(workflow.name, workflow, arg, where=where))
 
@@ -114,9 +117,9 @@ class Recorder:
         result = fn(*args)
         if isinstance(result, Handle) and not result.__origin__.ready:
             result = _awaited(result)
-        return self._driven(result) if inspect.iscoroutine(result) else result
+        return self._driven(result, fn) if inspect.iscoroutine(result) else result
 
-    def _driven(self, coroutine: Coroutine[object, None, object]) -> object:
+    def _driven(self, coroutine: CoroutineType[object, None, object], fn: object) -> object:
         where = call_site()
         if not self.is_async:
             coroutine.close()
@@ -128,7 +131,8 @@ class Recorder:
         except RuntimeError as error:
             if "event loop" not in str(error):
                 raise
-            raise GraphError(_SUSPENDED, where) from error
+            raise GraphError(_SUSPENDED, _await_line(fn, coroutine, error) or where) from error
+        where = _await_line(fn, coroutine) or where
         coroutine.close()
         raise GraphError(_SUSPENDED, where)
 
@@ -190,11 +194,23 @@ class Recorder:
                 )
 
 
+def _await_line(fn: object, coroutine: CoroutineType[object, None, object], error: BaseException | None = None) -> str:
+    """Return the line of ``fn`` on which its coroutine awaits, ``""`` where the coroutine is another function's."""
+    code, frame = coroutine.cr_code, coroutine.cr_frame
+    if code is not getattr(fn, "__code__", None):
+        return ""
+    line, came_through = frame.f_lineno if frame is not None else 0, error.__traceback__ if error is not None else None
+    while came_through is not None:
+        line = came_through.tb_lineno if came_through.tb_frame.f_code is code else line
+        came_through = came_through.tb_next
+    return f"{code.co_filename}:{line}"
+
+
 async def _awaited(handle: Handle) -> Handle:
     return await handle
 
 
-_SUSPENDED = "a workflow may await async tasks only; put anything else that is awaited into a task"
+_SUSPENDED: Final = "a workflow may await async tasks only; to wait use delay(), and await the rest in an async task"
 
 
 _DISPLAYS: Final[Mapping[type, DisplayKind]] = {list: "list", tuple: "tuple", dict: "dict"}
@@ -237,8 +253,8 @@ def _check_constant(value: object, where: str) -> None:
         raise GraphError(f"{type(value).__name__}(...) is made in a task; a workflow function only passes it on", where)
     if any(isinstance(inner, Handle) for inner in _inside(value)):
         raise GraphError(
-            f"a {type(value).__name__} holds a handle; only list, tuple and dict displays may, "
-            f"so make the {type(value).__name__} in a task",
+            f"a {type(value).__name__} holds a handle; only list, tuple and dict displays may, as a handle is no value "
+            f"yet; make the {type(value).__name__} in a task that is given the parts",
             where,
         )
 

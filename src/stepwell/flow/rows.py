@@ -97,7 +97,10 @@ class Row(Unfinished):
     def _build(self) -> Workflow[Any, Any]:
         start = self.start
         if not start.name:
-            raise GraphError("a Flow() without a name is a step of another; give it a name to build it", start.where)
+            raise GraphError(
+                "a Flow() without a name is a step of another; give it a name, as Flow('digest'), to build it",
+                start.where,
+            )
         input_type = wants(self.stages) if start.input_type is None else start.input_type
         has_input = input_type is not None
         body = Body(input_type=input_type)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from stepwell.errors import GraphError
 
@@ -97,7 +97,7 @@ class Call:
         return entry_type(self.task) if required else None
 
     def add(self, line: list[Node], value: Source | None) -> Source:
-        bound = self.task.bind(() if value is None else (value,), {}, self.where)
+        bound = self.task.bind(() if value is None else (value,), {}, self.where, _ONE_VALUE)
         return _put(line, TaskNode(self.name, self.task, *bound, where=self.where, was=self.was))
 
 
@@ -115,8 +115,14 @@ class Child:
 
     def add(self, line: list[Node], value: Source | None) -> Source:
         if self.workflow.has_input != (value is not None):
-            takes = "an input" if self.workflow.has_input else "no input"
-            raise GraphError(f"workflow {self.workflow.name!r} takes {takes}, so it cannot stand here", self.where)
+            takes, mend = (
+                ("an input", "put a step that returns one before it")
+                if self.workflow.has_input
+                else ("no input", "begin the flow with it, or give it an input")
+            )
+            raise GraphError(
+                f"workflow {self.workflow.name!r} takes {takes}, so it cannot stand here; {mend}", self.where
+            )
         return _put(line, ChildNode(self.name, self.workflow, value, where=self.where, was=self.was))
 
 
@@ -220,7 +226,10 @@ class Loop:
 
     def add(self, line: list[Node], value: Source | None) -> Source:
         if value is None:
-            raise GraphError(f"loop {self.name!r} has no value to start from", self.where)
+            raise GraphError(
+                f"loop {self.name!r} has no value to start from; put a step before it, or give Flow(…, input=type)",
+                self.where,
+            )
         wanted = self.wants()
         body = Body(input_type=declared(value) if wanted is Any else wanted)
         body.output = add_all(self.stages, body.nodes, Input(body))
@@ -263,6 +272,9 @@ class Signal:
         body = None if stages is None else _body(stages, None if wants(stages) is None else value)
         node = SignalNode(self.name, self.name, self.payload_type, self.timeout_us, body, self.where, self.was)
         return _put(line, node)
+
+
+_ONE_VALUE: Final = "; a step of a flow is given the one value before it, so give other parameters a default"
 
 
 def _one(source: Source) -> tuple[Source, ...]:

@@ -28,23 +28,27 @@ def checked_name(name: str, what: str, where: str) -> str:
 def checked_on_error(on_error: OnError, where: str) -> OnError:
     """Return what a parallel does after a failure. Raises GraphError."""
     if on_error not in ("cancel", "wait"):
-        raise GraphError(f"on_error must be 'cancel' or 'wait', not {on_error!r}", where)
+        raise GraphError(f"on_error must be 'cancel' or 'wait', not {on_error!r:.80}", where)
     return on_error
 
 
 def checked_turns(max_iterations: object, on_max: OnMax, where: str) -> int:
     """Return the number of turns a loop may take. Raises GraphError."""
     if on_max not in ("fail", "last"):
-        raise GraphError(f"on_max must be 'fail' or 'last', not {on_max!r}", where)
+        raise GraphError(f"on_max must be 'fail' or 'last', not {on_max!r:.80}", where)
     if not isinstance(max_iterations, int) or isinstance(max_iterations, bool) or not 1 <= max_iterations <= TURNS_MAX:
-        raise GraphError(f"max_iterations must be a whole number from 1 to {TURNS_MAX}, not {max_iterations!r}", where)
+        raise GraphError(
+            f"max_iterations must be a whole number from 1 to {TURNS_MAX}, not {max_iterations!r:.80}", where
+        )
     return max_iterations
 
 
 def checked_cases(cases: object, where: str) -> Mapping[object, object]:
     """Return a route's cases. Raises GraphError."""
     if not isinstance(cases, Mapping):
-        raise GraphError(f"a route's cases are a dict of key and step, not a {type(cases).__name__}", where)
+        raise GraphError(
+            f"a route's cases are a dict of key and step, not a {type(cases).__name__}; write {{'yes': …}}", where
+        )
     return cast("Mapping[object, object]", cases)
 
 
@@ -101,5 +105,8 @@ def timeout_span_us(timeout: Duration | None, has_branch: bool, name: str, where
     if timeout is not None:
         return span_us(timeout, f"timeout of signal {name!r}", where, least_us=1)
     if has_branch:
-        raise GraphError(f"signal {name!r} has on_timeout= but no timeout=, so it would never be taken", where)
+        raise GraphError(
+            f"signal {name!r} has on_timeout= but no timeout=, so it would never be taken; give it timeout=, as '2d'",
+            where,
+        )
     return None

@@ -35,6 +35,7 @@ from stepwell.retry import Retry, check_attempts
 from stepwell.timing import Duration, duration_us
 from stepwell.types import check_name
 
+from .spelling import meant
 from .tracer import active_tracer, call_site, user_frame
 
 P = ParamSpec("P")
@@ -202,8 +203,12 @@ class Task(Generic[P, R_co]):
             raise GraphError(unresolved(self.fn, f"task {self.name!r}"), self.where)
         return hints
 
-    def bind(self, args: tuple[S, ...], kwargs: Mapping[str, S], where: str) -> tuple[tuple[S, ...], dict[str, S]]:
+    def bind(
+        self, args: tuple[S, ...], kwargs: Mapping[str, S], where: str, mend: str = ""
+    ) -> tuple[tuple[S, ...], dict[str, S]]:
         """Return arguments in the one form that nodes keep: positional as far as they go, the rest by name.
+
+        ``mend`` ends the message where they do not fit.
 
         Raises:
             GraphError: one is missing, unknown, given twice, or injected.
@@ -213,8 +218,10 @@ class Task(Generic[P, R_co]):
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            shape = ", ".join(map(_shape, self.signature.parameters.values()))
-            raise GraphError(f"task {self.name!r} takes ({shape}): {error}", where) from None
+            known = self.signature.parameters
+            near = next((f"; there is no {n!r}{meant(n, known)}" for n in kwargs if n not in known), "")
+            shape = ", ".join(map(_shape, known.values()))
+            raise GraphError(f"task {self.name!r} takes ({shape}): {error}{near}{mend}", where) from None
         return bound.args, bound.kwargs
 
     def _check_passed_by_hand(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
@@ -222,7 +229,7 @@ class Task(Generic[P, R_co]):
         if missing := [n for n in self.injected_names if n not in bound.arguments]:
             raise UsageError(
                 f"task {self.name!r} was called directly without {missing[0]}=; a runner injects it, "
-                f"a direct call passes it by hand"
+                f"a direct call passes it by hand: {missing[0]}=…"
             )
 
 
@@ -260,9 +267,10 @@ def task(fn: Callable[..., Any] | str | None = None, /, **options: Any) -> Any:
         attempts: tries in all, at least 1; short for ``retry=Retry(attempts=...)``.
         retry: the retry policy; default one attempt.
         timeout: the longest an attempt may take: seconds, ``timedelta``, or ``"100ms" "30s" "5m" "2h" "1d"``.
-        tags: up to 20 labels of 1 to 64 characters, recorded with the graph; a runner takes every task.
-        priority: 1 (highest) to 5, default 3, recorded with the graph; a runner starts tasks in the order they are
-            ready.
+        tags: up to 20 of 1 to 64 characters: what a worker must be able to do to run it (``PooledWorker(tags=)``). A
+            runner takes every task.
+        priority: 1 (highest) to 5, default 3: what a worker takes up first of what is queued; 10 s of waiting outweigh
+            one step of it. A runner starts tasks in the order they are ready.
         version: part of the node's identity; change it when old results must not be mixed with new ones.
         description: for people.
         delivery: ``"at_most_once"`` never starts a step twice; if it is cut off, the run is held (``InstanceHeld``).
@@ -308,13 +316,17 @@ def _make(fn: Callable[..., Any], name: str | None, given: Mapping[str, Any]) ->
 
 
 def _check_callable(fn: object) -> None:
+    given = fn  # with the type that no check has narrowed
     if isinstance(fn, Task):
-        raise OptionError(f"{fn!r} is a task already")
+        raise OptionError(
+            f"{fn!r} is a task already; leave out the second task(), or rename it by .named('other-name')"
+        )
     if not callable(fn) or isinstance(fn, type | classmethod):
-        raise OptionError(f"a task is made from a function, not from {fn!r}; call it in a function")
+        raise OptionError(f"a task is made from a function, not from {_shown(given)}; call it in a function")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise OptionError(
-            f"{getattr(fn, '__qualname__', fn)} is a generator; a task returns one value, for example a list"
+            f"{getattr(fn, '__qualname__', fn)} at {_where(fn)} is a generator; a task returns one value, so collect "
+            f"them into a list"
         )
 
 
@@ -322,12 +334,23 @@ def own_name(fn: object, name: str | None, what: str) -> str:
     """Return ``name`` if given, else the function's own. Raises OptionError where it has none."""
     own: object = getattr(fn, "__name__", None)
     if name is None and (own is None or own == "<lambda>"):
-        raise OptionError(f"{_what(fn)} has no name of its own; give it one: @task('name'), or then(…, name='name')")
+        if hasattr(fn, "plan"):
+            raise OptionError(f"{fn!r:.200} is no task; give it to a runner, or call it in another workflow")
+        raise OptionError(f"{kind_of(fn)} has no name of its own; give it one: @task('name'), or then(…, name='name')")
     return check_name(name if name is not None else own, what)
 
 
-def _what(fn: object) -> str:
-    return f"the lambda at {_where(fn)}" if isinstance(fn, FunctionType) else f"a {type(fn).__name__}"
+def _shown(thing: object) -> str:
+    return kind_of(thing) if isinstance(thing, type) else f"{thing!r:.80}"
+
+
+def kind_of(thing: object) -> str:
+    """Say what something is that stands where a function should, without its value."""
+    if isinstance(thing, type):
+        return f"the class {thing.__qualname__}"
+    if inspect.isgeneratorfunction(thing) or inspect.isasyncgenfunction(thing):
+        return f"the generator {thing.__qualname__}"
+    return f"the lambda at {_where(thing)}" if isinstance(thing, FunctionType) else f"a {type(thing).__name__}"
 
 
 def _signature(fn: Callable[..., Any], name: str) -> inspect.Signature:
@@ -448,7 +471,10 @@ def unresolved(fn: Callable[..., Any], owner: str) -> str:
 def _options(name: str, given: Mapping[str, Any]) -> TaskOptions:
     known = _checked_options.__kwdefaults__ or {}
     if unknown := [option for option in given if option not in known]:
-        raise TypeError(f"task {name!r}: {unknown[0]!r} is not an option of @task; the options are {', '.join(known)}")
+        near = meant(unknown[0], known, "{}=")
+        raise OptionError(
+            f"task {name!r}: {unknown[0]!r} is not an option of @task{near}; the options are {', '.join(known)}"
+        )
     try:
         return _checked_options(**given)
     except OptionError as error:
@@ -487,7 +513,7 @@ def _checked_options(
 
 def _choice(value: object, choices: tuple[str, ...], option: str) -> None:
     if value not in choices:
-        raise OptionError(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+        raise OptionError(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r:.80}")
 
 
 def _retry(attempts: int | None, retry: Retry | None) -> Retry:
@@ -496,27 +522,29 @@ def _retry(attempts: int | None, retry: Retry | None) -> Retry:
     if retry is None:
         return Retry(attempts=check_attempts(1 if attempts is None else attempts))
     if not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise OptionError(f"retry must be a Retry, not {retry!r}")
+        raise OptionError(
+            f"retry must be a Retry, not {retry!r:.80}; write retry=Retry(attempts=…), or attempts= for tries in all"
+        )
     return retry
 
 
 def _tags(tags: object) -> tuple[str, ...]:
     if isinstance(tags, str) or not isinstance(tags, Sequence):
-        raise OptionError(f"tags must be a list or tuple of str, not {tags!r}")
+        raise OptionError(f"tags must be a list or tuple of str, as tags=['eu'], not {tags!r:.80}")
     given = tuple(cast(Sequence[object], tags))
     if len(given) > TAGS_MAX:
         raise OptionError(f"tags may hold {TAGS_MAX} labels, not {len(given)}")
     for tag in given:
         if not isinstance(tag, str) or not 1 <= len(tag) <= 64 or not tag.isprintable():
-            raise OptionError(f"tags must each have 1 to 64 printable characters, not {tag!r}")
+            raise OptionError(f"tags must each have 1 to 64 printable characters, not {tag!r:.80}")
     if len(set(given)) < len(given):
-        raise OptionError(f"tags must differ from each other: {given!r}")
+        raise OptionError("tags must differ from each other; one is there twice")
     return cast(tuple[str, ...], given)
 
 
 def _priority(priority: object) -> int:
     if not isinstance(priority, int) or isinstance(priority, bool) or not 1 <= priority <= 5:
-        raise OptionError(f"priority must be 1 (highest) to 5, not {priority!r}")
+        raise OptionError(f"priority must be 1 (highest) to 5, not {priority!r:.80}")
     return priority
 
 
@@ -528,10 +556,14 @@ def _text(value: object, option: str) -> str:
 
 def _check_place(made: AnyTask, run_in: RunIn | None) -> None:
     if made.is_async and run_in is not None:
-        raise OptionError(f"task {made.name!r}: run_in= is for sync tasks; an async one runs on the event loop")
+        raise OptionError(
+            f"task {made.name!r}: run_in= is for sync tasks; an async one runs on the event loop, so leave it out, or "
+            f"make the task a plain def"
+        )
     if run_in == "process" and not _importable(made.fn):
         raise OptionError(
-            f"task {made.name!r}: run_in='process' needs a module-level function, which the new process can import"
+            f"task {made.name!r}: run_in='process' needs a module-level function, which the new process can import; "
+            f"move it out of the function or class it stands in"
         )
 
 

@@ -18,7 +18,7 @@ from stepwell.timing import Duration
 from stepwell.types import Again, Done
 
 from .declared import declared
-from .handle import Handle, Origin
+from .handle import Handle, Origin, told
 from .nodes import (
     Body,
     BranchNode,
@@ -43,7 +43,7 @@ from .steps import (
     span_us,
     timeout_span_us,
 )
-from .task import own_name, resolved_hints, unresolved
+from .task import kind_of, own_name, resolved_hints, unresolved
 from .tracer import active_tracer, call_site, tracing, user_frame
 from .workflow import Workflow
 
@@ -134,7 +134,10 @@ def _trace(fn: Callable[..., Any], name: str | None, metadata: Mapping[str, obje
 
 def _workflow_name(fn: object, name: str | None, where: str) -> str:
     if not inspect.isfunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise GraphError(f"@workflow needs a plain `def` or `async def`, not {fn!r}", where)
+        raise GraphError(
+            f"@workflow needs a plain `def` or `async def`, not {kind_of(fn)}; decorate a function that calls tasks",
+            where,
+        )
     try:
         return own_name(fn, name, "a workflow's name")
     except OptionError as error:
@@ -156,7 +159,9 @@ def _input_type(fn: Callable[..., Any], name: str, hints: Mapping[str, object], 
     if len(parameters) > 1 or len(positional) < len(parameters):
         raise GraphError(f"workflow {name!r} takes one input or none; put several values into a dataclass", where)
     if parameters and parameters[0].default is not inspect.Parameter.empty:
-        raise GraphError(f"workflow {name!r}: a default of the input is never used; leave it out", where)
+        raise GraphError(
+            f"workflow {name!r}: a default of the input is never used; leave it out, and give run() the value", where
+        )
     return hints.get(parameters[0].name, Any) if parameters else None
 
 
@@ -166,7 +171,10 @@ def _input_type(fn: Callable[..., Any], name: str, hints: Mapping[str, object], 
 def _recorder(what: str) -> Recorder:
     tracer = active_tracer()
     if not isinstance(tracer, Recorder):
-        raise UsageError(f"{what} stands inside a @workflow function only")
+        raise UsageError(
+            f"{what} stands inside a @workflow function only, where it notes a step; in a task, or anywhere else, "
+            f"write plain Python: if, for, time.sleep()"
+        )
     return tracer
 
 
@@ -211,7 +219,10 @@ def branch(name: str) -> AbstractContextManager[None]:
     """
     recorder, where = _recorder("branch()"), call_site()
     if recorder.scope.kind != "parallel":
-        raise GraphError(f"branch {name!r} must stand directly inside `with parallel():`", where)
+        raise GraphError(
+            f"branch {name!r} must stand directly inside `with parallel():`; steps elsewhere follow each other anyway",
+            where,
+        )
     node = BranchNode(checked_name(name, "a branch's name", where), Body(), where)
     recorder.add(node)
     return recorder.block("branch", f"branch {name!r}", node.body.nodes)
@@ -269,8 +280,10 @@ def route(key: object, cases: Any, *, default: Callable[[], object] | None = Non
 
 def _function(fn: object, where: str) -> Callable[..., object]:
     if isinstance(fn, Handle) or not callable(fn):
+        what = told(fn, where) if isinstance(fn, Handle) else kind_of(fn)
         raise GraphError(
-            f"{fn!r} stands where a function is needed, which is traced as a part of its own; write `lambda: ...`",
+            f"{what} stands where a function is needed, so that its steps belong to this part alone; "
+            f"write `lambda: ...` around the call",
             where,
         )
     return fn

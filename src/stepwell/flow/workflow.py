@@ -36,6 +36,14 @@ class Workflow(Generic[In, Out]):
 
     Raises:
         GraphError: the graph cannot be built; the message carries the user's line.
+
+    Example:
+        >>> from stepwell import Flow
+        >>> words = Flow("words").then(str.split, name="split").then(len).build()
+        >>> print(words.draw())
+        words
+        ├─ split
+        └─ len
     """
 
     __slots__ = ("bodies", "body", "has_input", "input_type", "metadata", "name", "output_type", "plan", "where")

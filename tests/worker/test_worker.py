@@ -17,6 +17,7 @@ from stepwell import (
     Permanent,
     PooledWorker,
     Rerun,
+    Retry,
     UsageError,
     WorkflowCancelled,
     WorkflowClient,
@@ -25,6 +26,8 @@ from stepwell import (
     task_context,
     workflow,
 )
+from stepwell.backend.base import Want
+from stepwell.backend.liveness import this_process
 
 from .conftest import Start
 
@@ -511,3 +514,26 @@ def test_a_worker_needs_a_backend_and_workflows(backend: Any) -> None:
         PooledWorker("fleet.db", [chain])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="at least one"):
         PooledWorker(backend, [])
+
+
+def test_what_failed_here_is_left_to_others_first(backend: Any, client: WorkflowClient) -> None:
+    """A long backoff names the worker that should not be the first to try again."""
+
+    @task(retry=Retry(attempts=2, delay="1h", jitter=0))
+    def flaky(x: int) -> int:
+        raise OSError("busy")
+
+    flow = Flow("flaky").then(flaky).build()
+    with PooledWorker(backend, [flow], name="ann", poll="20ms").start():
+        instance = client.start(flow, 1).instance_id
+        until(lambda: client.attempts(instance))
+        until(lambda: not backend.header(instance).session)
+    found = backend.header(instance)
+    assert found.due_us
+    taken = {}
+    for name in ("ann", "bob"):
+        session = backend.open_session(this_process(name), 30_000_000)
+        want = Want([found.definition], found.due_us + 1, 1, avoid=name, patience_us=250_000)
+        taken[name] = len(backend.claim_due(session, want))
+        backend.end_session(session)
+    assert taken == {"ann": 0, "bob": 1}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .room import Room
 
 _STORE_SLACK: Final = 64
+_AVOIDED_FROM_US: Final = 1_000_000  # a shorter wait is not worth looking for another worker
 STARTED: Final = frozenset({"began", "tried"})
 """Phases of a step whose start is recorded."""
 _NO_ERRORS: Final[Mapping[int, BaseException]] = MappingProxyType({})
@@ -212,8 +213,16 @@ class Live:
 
     def rest(self, release: bool) -> Rest:
         """Describe how the instance is left: for good, or until its next moment or message."""
-        state, now = self.state, self.room.clock.now_us()
-        return Rest(state.status(now), to_image(state), state.next_due_us(), release or self.ended, state.result)
+        state, now, name = self.state, self.room.clock.now_us(), self.room.name
+        avoid = name if name and self._backs_off(now) else ""
+        due_us = state.next_due_us()
+        return Rest(state.status(now), to_image(state), due_us, release or self.ended, state.result, avoid=avoid)
+
+    def _backs_off(self, now: int) -> bool:
+        """Whether a step failed here and is to be tried again after a while, better by somebody else."""
+        return any(
+            step.phase == "ready" and step.due_us >= now + _AVOIDED_FROM_US for step in self.state.steps.values()
+        )
 
     def replaced(self) -> None:
         """Forget what was not stored: the run that took this one's place has cancelled it."""

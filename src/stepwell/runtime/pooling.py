@@ -39,6 +39,7 @@ _LOG: Final = logging.getLogger("stepwell.runtime")
 AHEAD_NS: Final = 50_000_000  # work is taken up for so long ahead, where steps are quick
 SLOW_US: Final = 1_000_000  # a body is thought to take so long until some have been seen
 WINDOW: Final = 2  # so many times its concurrency may be on offer to others
+PATIENCE_US: Final = 250_000  # so long others may take first what has failed here
 GATHER_NS: Final = 1_000_000  # a commit waits so long at most for quick steps that are about to end
 
 
@@ -83,6 +84,7 @@ class Pool(Claiming):
 
     lends_thread = False
     shares = True
+    _refused_us = 100_000
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class Pool(Claiming):
         most = {number: self._most[name] for number, name in self._definitions.items() if name in self._most}
         now_us, name = self.room.clock.now_us(), self.room.name
         limit = max(limit, len(self._newest))  # one of each at least, or a long queue of one would delay the others
-        return Want(list(self._definitions), now_us, limit, tuple(self._tags), name, self._poll_us, most)
+        return Want(list(self._definitions), now_us, limit, tuple(self._tags), name, PATIENCE_US, most)
 
     def _admits(self, live: Live, key: Key, body: Body) -> bool:
         """Say whether a step may start here and now; another one waits, or is put up for others."""

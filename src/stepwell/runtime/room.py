@@ -216,7 +216,8 @@ class Room:
     def give_back(self, left: Iterable[Live]) -> None:
         """Store what is still unwritten of instances that were let go, and release their claims."""
         backend, held = self.backend, [live for live in left if live.instance]
-        if backend is None or not held:
+        lost = self._lease is None or self._lease.lost  # then nothing is held any more, and others may have taken over
+        if backend is None or not held or lost:
             return
         try:
             if late := [live for live in held if live.entries]:

@@ -2,7 +2,7 @@
 
 A process of its own keeps one's heap, threads and libraries out of the other's time. All run on the same Python
 with the same (default) settings of the garbage collector, which is run before each measurement. What a contestant
-measures, it times itself, inside its process; the way there and back is not counted. A contestant is a module with a
+measures, it times itself, inside its process; the way there and back is not counted. A contestant is modules with a
 function for each measurement it can take part in; one that cannot be imported is told as "not installed".
 """
 
@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,17 +32,17 @@ class Result(NamedTuple):
 
 
 class Contestant:
-    """One module at the other end of a pipe. What takes too long costs the process; a new one is started."""
+    """Modules at the other end of a pipe. What takes too long costs the process; a new one is started."""
 
-    def __init__(self, name: str, module: str, folder: Path, cap_s: float) -> None:
-        self.name, self._module, self._folder, self._cap_s = name, module, folder, cap_s
+    def __init__(self, name: str, modules: Sequence[str], folder: Path, cap_s: float) -> None:
+        self.name, self._modules, self._folder, self._cap_s = name, modules, folder, cap_s
         self._cut: set[tuple[str, int]] = set()
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._module, str(self._folder)), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self._modules, str(self._folder)), daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -76,13 +76,13 @@ class Contestant:
         self._pipe.close()
 
 
-def _serve(pipe: Connection, module: str, folder: str) -> None:
+def _serve(pipe: Connection, modules: Sequence[str], folder: str) -> None:
     """Answer measurements until the pipe is closed. What a library prints goes to a file beside its data."""
-    log = os.open(Path(folder) / f"{module}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(Path(folder) / f"{modules[0]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        contestant = importlib.import_module(module)
+        loaded = [importlib.import_module(module) for module in modules]
     except ModuleNotFoundError as error:
         pipe.send(f"{ABSENT} ({error.name})")
         return
@@ -92,11 +92,11 @@ def _serve(pipe: Connection, module: str, folder: str) -> None:
             method, size = pipe.recv()
         except EOFError:
             return
-        pipe.send(_measured(contestant, method, size, folder))
+        pipe.send(_measured(loaded, method, size, folder))
 
 
-def _measured(contestant: object, method: str, size: int, folder: str) -> tuple[dict[str, float], str]:
-    measure = getattr(contestant, method, None)
+def _measured(loaded: Sequence[object], method: str, size: int, folder: str) -> tuple[dict[str, float], str]:
+    measure = next((getattr(module, method) for module in loaded if hasattr(module, method)), None)
     if measure is None:
         return {}, "-"
     gc.collect()
@@ -110,12 +110,12 @@ def _measured(contestant: object, method: str, size: int, folder: str) -> tuple[
 
 
 @contextmanager
-def contestants(modules: dict[str, str], folder: Path, cap_s: float) -> Iterator[list[Contestant]]:
+def contestants(modules: Mapping[str, Sequence[str]], folder: Path, cap_s: float) -> Iterator[list[Contestant]]:
     """Start all of them, and end them whatever happens."""
     started: list[Contestant] = []
     try:
-        for name, module in modules.items():
-            started.append(Contestant(name, module, folder, cap_s))
+        for name, parts in modules.items():
+            started.append(Contestant(name, parts, folder, cap_s))
         yield started
     finally:
         for contestant in started:

@@ -9,7 +9,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("stepwell", "apsw", "orjson", "msgspec", "sayiir", "dbos", "SQLAlchemy")
+PACKAGES = ("stepwell", "apsw", "orjson", "msgspec", "psycopg", "sayiir", "dbos", "SQLAlchemy", "pgqueuer", "asyncpg")
 
 
 def describe(folder: Path) -> dict[str, str]:

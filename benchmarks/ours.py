@@ -231,24 +231,24 @@ def many_sqlite(instances: int, scratch: Path) -> float:
 def resume_memory(steps: int, scratch: Path) -> float:
     """Milliseconds until a new runner has finished a cut instance."""
     backend = InMemoryBackend()
-    _cut(CheckpointingRunner(backend), steps)
-    return _resumed_ms(CheckpointingRunner(backend), steps)
+    cut(CheckpointingRunner(backend), steps)
+    return resumed_ms(CheckpointingRunner(backend), steps)
 
 
 def resume_sqlite(steps: int, scratch: Path) -> float:
     """The same in a copy of a file that an earlier process could have left."""
     backend = SqliteBackend(path := scratch / "cut.db", durability="fast")
-    _cut(CheckpointingRunner(backend), steps)
+    cut(CheckpointingRunner(backend), steps)
     backend.close()
     shutil.copy(path, scratch / "stepwell.db")
-    return _resumed_ms(on_sqlite(scratch), steps)
+    return resumed_ms(on_sqlite(scratch), steps)
 
 
-def _cut(runner: CheckpointingRunner, steps: int) -> None:
+def cut(runner: AbstractContextManager[Any], steps: int) -> None:
     Switch.cutting = True
     try:
-        with runner:
-            runner.run(chain_to_cut(steps), VALUE, instance_id="cut")
+        with runner as ready:
+            ready.run(chain_to_cut(steps), VALUE, instance_id="cut")
     except Cut:
         return
     finally:
@@ -256,11 +256,11 @@ def _cut(runner: CheckpointingRunner, steps: int) -> None:
     raise ValueError("wrong result: the run was not cut")
 
 
-def _resumed_ms(runner: CheckpointingRunner, steps: int) -> float:
+def resumed_ms(runner: AbstractContextManager[Any], steps: int) -> float:
     flow = chain_to_cut(steps)
-    with runner:
-        took = work.seconds(lambda: runner.resume(flow, "cut"))
-        check_value(runner.run(flow, VALUE, instance_id="cut"), steps + 1)
+    with runner as ready:
+        took = work.seconds(lambda: ready.resume(flow, "cut"))
+        check_value(ready.run(flow, VALUE, instance_id="cut"), steps + 1)
         return took * 1e3
 
 

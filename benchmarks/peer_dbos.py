@@ -128,13 +128,18 @@ def many_sqlite(instances: int, scratch: Path) -> float:
     """Workflows of four steps per second, of which a fifth of the others' number is started at once."""
     count = max(1, instances // FEWER)
     with launched(scratch):
-        began = time.perf_counter()
-        handles = [DBOS.start_workflow(chain, VALUE, 4) for _ in range(count)]
-        outputs = [handle.get_result() for handle in handles]
-        took = time.perf_counter() - began
+        return count / outcomes_s(count)
+
+
+def outcomes_s(count: int) -> float:
+    """Return the seconds in which so many workflows of four steps, started at once, end."""
+    began = time.perf_counter()
+    handles = [DBOS.start_workflow(chain, VALUE, 4) for _ in range(count)]
+    outputs = [handle.get_result() for handle in handles]
+    took = time.perf_counter() - began
     for output in outputs:
         check_value(output, 4)
-    return count / took
+    return took
 
 
 def resume_sqlite(steps: int, scratch: Path) -> float:
@@ -143,9 +148,13 @@ def resume_sqlite(steps: int, scratch: Path) -> float:
     The wait until a queue thread picks the resumed workflow up, a poll of one second, is not counted.
     """
     with launched(scratch):
-        _cut(steps)
-        check_value(DBOS.resume_workflow("cut").get_result(), steps + 1)
-        return (Switch.reached_s - Switch.began_s) * 1e3
+        return resumed_ms(steps)
+
+
+def resumed_ms(steps: int) -> float:
+    _cut(steps)
+    check_value(DBOS.resume_workflow("cut").get_result(), steps + 1)
+    return (Switch.reached_s - Switch.began_s) * 1e3
 
 
 def _cut(steps: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ def total(values: dict[str, Value]) -> int:
 class Durable:
     """Instances of one workflow in one engine, numbered."""
 
-    def __init__(self, flow: Workflow) -> None:
+    def __init__(self, flow: Workflow, backend: Any = None, name: str = "run") -> None:
         self.flow = flow
-        self.engine = DurableEngine(InMemoryBackend())
-        self._next = 0
+        self.engine = DurableEngine(backend if backend is not None else InMemoryBackend())
+        self._name, self._numbers = name, count(1)
 
     def run(self) -> Any:
-        self._next += 1
-        status = self.engine.run(self.flow._inner, f"run-{self._next}", VALUE, self.flow._task_registry)
+        name = f"{self._name}-{next(self._numbers)}"
+        status = self.engine.run(self.flow._inner, name, VALUE, self.flow._task_registry)
         return status.output
 
     def park(self, name: str) -> None:
@@ -76,13 +77,13 @@ def fork(branches: int) -> Workflow:
 
 
 @cache
-def turns(count: int) -> Workflow:
+def turns(times: int) -> Workflow:
     @task
     def turn(value: Value) -> LoopResult[Value]:
         value = work.step(value)
-        return LoopResult.again(value) if value["n"] < count else LoopResult.done(value)
+        return LoopResult.again(value) if value["n"] < times else LoopResult.done(value)
 
-    return Flow(f"loop-{count}").loop(turn, max_iterations=count).build()
+    return Flow(f"loop-{times}").loop(turn, max_iterations=times).build()
 
 
 def _plain(flow: Workflow, wanted: object, units: int) -> float:
@@ -141,7 +142,11 @@ def many_memory(instances: int, scratch: Path) -> float:
 
 def resume_memory(steps: int, scratch: Path) -> float:
     """Milliseconds to go on after a delay that is over: a cut run cannot be made inside one process."""
-    durable = Durable(chain_flow(steps).delay("pause", 0.001).then(last, name="last").build())
+    return resumed_ms(steps, InMemoryBackend())
+
+
+def resumed_ms(steps: int, backend: Any) -> float:
+    durable = Durable(chain_flow(steps).delay("pause", 0.001).then(last, name="last").build(), backend)
     durable.park("cut")
     time.sleep(0.01)
     outputs: list[Value] = []

@@ -77,11 +77,16 @@ def _mark(goal: Goal | None, medians: Mapping[str, float], ratios: Mapping[str, 
 
 
 def table(lines: Sequence[Line], peers: Sequence[str]) -> str:
+    peers = [peer for peer in peers if any(_takes_part(peer, line) for line in lines)]
     beside = [column for peer in peers for column in (peer, "lead")]
     head = ["", "work", "size", "unit", OURS, RAW, "to raw", *beside, "to reach", "aim", ""]
     body = [_cells(line, peers) for line in lines]
     widths = [max(len(cells[at]) for cells in [head, *body]) for at in range(len(head))]
     return "\n".join(_joined(cells, widths) for cells in [head, ["-" * width for width in widths], *body])
+
+
+def _takes_part(peer: str, line: Line) -> bool:
+    return peer in line.medians or line.missing.get(peer, "-") != "-"
 
 
 def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -36,7 +36,10 @@ FLAT = Goal("growth", 1.3, 1.1)  # "flat", with room for noise
 IN_MEMORY = Goal("", 2, 0.5)
 MEMORY = Goal("", 6, 3)
 SQLITE = Goal("raw", 1.4, 1.2)
+POSTGRES = SQLITE
 SHARE = Goal("raw", 0.20, 0.40)
+SHARE_POSTGRES = Goal("raw", 0.15, 0.40)
+PICKUP = Goal("", 3_000, 1_500)
 
 
 def rows(quick: bool) -> list[Row]:
@@ -123,5 +126,48 @@ def rows(quick: bool) -> list[Row]:
                 Row("p", "growth of that", "parked", waiting, "x", FLAT if figure != "mib" else None, figure, base=few),
             )
         ),
+        Row("q", "durable chain, PostgreSQL", "chain_postgres", k1, "us/step", POSTGRES),
+        Row("q", "resume, finished steps, PostgreSQL", "resume_postgres", k1, "ms", Goal("", 8, 3)),
+        Row("q", "bytes per step, PostgreSQL", "bytes_postgres", k1, "B/step", Goal("", 450, 350)),
+        Row("r", "instances x 4 steps, PostgreSQL", "many_postgres", k2, "wf/s", SHARE_POSTGRES, more=True),
+        *(
+            Row("s" if store == "PostgreSQL" else "v", f"{store}, {many}: {what}", method, k2, unit, goal, figure, more)
+            for store, many, method in (
+                ("PostgreSQL", "1 worker", "pool_postgres"),
+                ("PostgreSQL", "2 workers", "pool_two_postgres"),
+                ("SQLite", "1 worker", "pool_sqlite"),
+                ("SQLite", "2 workers", "pool_two_sqlite"),
+            )
+            for what, unit, figure, goal, more in (
+                ("first submit to last end", "wf/s", "", None, True),
+                ("first to last body", "wf/s", "drain", SHARE_POSTGRES, True),
+                ("steps run once more", "", "again", None, False),
+            )
+        ),
         Row("t", "sync tasks in threads", "threads", k1, "us/task"),
+        *(
+            Row("u", f"{store}, idle worker: submit to {what}, {p}", method, signals, "us", goal, figure + p)
+            for store, method in (("PostgreSQL", "pickup_postgres"), ("SQLite", "pickup_sqlite"))
+            for what, figure in (("body", ""), ("result", "result_"))
+            for p, goal in (("p50", PICKUP if not figure else None), ("p99", None))
+        ),
+        *(
+            Row("w", f"{what}, PostgreSQL: {each}", method, size, unit, figure=figure)
+            for what, method, size in (
+                ("a chain's step", "cost_chain_postgres", k1),
+                ("a step of many", "cost_many_postgres", k2),
+                ("a step in a pool of 2", "cost_pool_postgres", k2),
+            )
+            for each, unit, figure in (("statements", "/step", "statements"), ("WAL", "B/step", "wal"))
+        ),
+        Row("x", "10 idle workers: statements, all", "idle_postgres", 3 if quick else 10, "/s", figure="statements"),
+        Row("x", "10 idle workers: CPU, all", "idle_postgres", 3 if quick else 10, "ms/s", figure="cpu"),
+        *(
+            row
+            for what, figure in (("claim, nothing due", "nothing"), ("claim of the only one due", "one"))
+            for row in (
+                *(Row("y", f"{what}, beside waiting", "claim_postgres", n, "us", figure=figure) for n in (0, waiting)),
+                Row("y", "growth of that", "claim_postgres", waiting, "x", FLAT, figure, base=0),
+            )
+        ),
     ]

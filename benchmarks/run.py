@@ -19,8 +19,15 @@ from imports import import_ms
 from machine import describe, sync_cost
 from report import OURS, RAW, Case, Line, Rounds, as_json, line_of, table, troubles
 from rows import Row, rows
+from server import running, version
 
-MODULES = {OURS: "ours", RAW: "bare", "sayiir": "peer_sayiir", "dbos": "peer_dbos"}
+MODULES = {
+    OURS: ("ours", "ours_postgres", "fleet"),
+    RAW: ("bare", "bare_postgres"),
+    "sayiir": ("peer_sayiir", "sayiir_postgres"),
+    "dbos": ("peer_dbos", "dbos_postgres"),
+    "pgqueuer": ("peer_pgqueuer",),
+}
 PEERS = [name for name in MODULES if name not in (OURS, RAW)]
 SLOW = frozenset({"dbos"})
 SLOW_ROUNDS = 3
@@ -42,7 +49,13 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def measure(contestant: Contestant, method: str, size: int) -> Result:
+def needs_server(case: Case) -> bool:
+    return case[0].endswith("_postgres")
+
+
+def measure(contestant: Contestant, method: str, size: int, no_server: str) -> Result:
+    if no_server and needs_server((method, size)):
+        return Result({}, no_server)
     if method not in STATEMENTS:
         return contestant.measure(method, size)
     statement = STATEMENTS[method].get(contestant.name)
@@ -51,7 +64,7 @@ def measure(contestant: Contestant, method: str, size: int) -> Result:
     return Result({"": import_ms(statement)})
 
 
-def contest(cases: Sequence[Case], taking_part: Sequence[Contestant], count: int) -> Rounds:
+def contest(cases: Sequence[Case], taking_part: Sequence[Contestant], count: int, no_server: str) -> Rounds:
     """Go through all cases ``count`` times; in each case the contestants take turns."""
     found: dict[Case, dict[str, list[Result]]] = {case: defaultdict(list) for case in cases}
     for number in range(count):
@@ -59,7 +72,7 @@ def contest(cases: Sequence[Case], taking_part: Sequence[Contestant], count: int
         for case in cases:
             for contestant in taking_part:
                 skipped = contestant.name in SLOW and number >= SLOW_ROUNDS
-                found[case][contestant.name].append(Result({}) if skipped else measure(contestant, *case))
+                found[case][contestant.name].append(Result({}) if skipped else measure(contestant, *case, no_server))
         say(f"  round {number + 1}: {time.monotonic() - began:.0f} s")
     return found
 
@@ -96,10 +109,13 @@ def main() -> None:
     chosen, count = chosen_rows(options), min(options.rounds, 2) if options.quick else options.rounds
     modules = {name: module for name, module in MODULES.items() if name not in left_out}
     with tempfile.TemporaryDirectory(dir=options.dir, ignore_cleanup_errors=True) as folder:
-        machine = describe(Path(folder))
-        with contestants(modules, Path(folder), options.cap) as taking_part:
-            say(f"{len(cases_of(chosen))} measurements, {count} rounds of {', '.join(modules)}")
-            rounds = contest(cases_of(chosen), taking_part, count)
+        machine, cases = describe(Path(folder)), cases_of(chosen)
+        with running(any(map(needs_server, cases)), options.dir) as no_server:
+            if not no_server:
+                machine["server"] = version()
+            with contestants(modules, Path(folder), options.cap) as taking_part:
+                say(f"{len(cases)} measurements, {count} rounds of {', '.join(modules)}")
+                rounds = contest(cases, taking_part, count, no_server)
         machine["flush after"] = sync_cost(Path(folder))
     lines = [line_of(row, rounds) for row in chosen]
     show(machine, lines, [name for name in PEERS if name in modules])

@@ -30,6 +30,23 @@ def step(value: Value) -> Value:
     return {**value, "n": value["n"] + 1}
 
 
+class Seen:
+    """When the bodies of this process ran, on a clock that all processes share."""
+
+    at_s: list[float] = []
+
+    @classmethod
+    def take(cls) -> list[float]:
+        found, cls.at_s = cls.at_s, []
+        return found
+
+
+def seen(value: Value) -> Value:
+    """A step that notes when it runs."""
+    Seen.at_s.append(time.monotonic())
+    return step(value)
+
+
 async def step_async(value: Value) -> Value:
     return {**value, "n": value["n"] + 1}
 

@@ -8,13 +8,51 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
-from .stores import WATCHED, Stores
+from .postgres import DSN, NoServer, Server
+from .stores import KINDS, WATCHED, Stores
 
 # No wall clock decides about a test, and no run leaves files behind.
 # At a desk each run looks elsewhere; where CI is set it looks where the last one did: a red build then means a change.
 settings.register_profile("stepwell", deadline=None, database=None, print_blob=True)
 settings.register_profile("ci", settings.get_profile("stepwell"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "stepwell")
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_server(pytestconfig: pytest.Config) -> Server:
+    """One server for all tests of this process, started when the first of them asks for it.
+
+    Nothing here takes the power away from it, so it need not wait for the disk. It outlives the last test's fixtures,
+    since their stores are looked at after that.
+    """
+    try:
+        server = Server(durable=False)
+    except NoServer as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    pytestconfig.add_cleanup(server.close)
+    os.environ[DSN] = server.dsn()
+    pytestconfig.add_cleanup(lambda: os.environ.pop(DSN))
+    return server
+
+
+@pytest.fixture
+def postgres_place(postgres_server: Server) -> tuple[str, str]:
+    """A DSN, and a schema of the test's own, which is there as soon as a store makes it."""
+    return postgres_server.dsn(), postgres_server.new_schema()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every kind of store; see :func:`.stores.open_store`."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres_server")
+    return str(request.param)
+
 
 # --- every store is checked after its test; see stores.py -----------------------------------------
 
@@ -36,7 +74,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         stores.forget(getattr(item, "funcargs", {}).get("tmp_path"))
     yield
     if unwatched:
-        stores.forget(None)
+        stores.forget(None, drop=True)
         return
     # random graphs of one store may differ in nothing but their limits, and the store has those of the last one
     report = stores.check(policies=not item.nodeid.startswith("tests/differential"))

@@ -7,23 +7,50 @@ made under the folder of all tests are found and checked at the end of the whole
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
+from psycopg import sql
+
 from stepwell import InMemoryBackend, SqliteBackend
+from stepwell.backend.postgres import PostgresBackend
 from stepwell.cli.ledger import Reader
 from stepwell.errors import BackendUnavailable, OptionError
 from stepwell.testing.invariants import Report, check_store
 from stepwell.testing.outside import LedgerLine, check_ledger
 
+from .postgres import DSN
+
+KINDS = ("memory", "sqlite", "postgres")
 INSTANCES_MAX = 200
 ENTRIES_MAX = 4_000
 LAWS_WORK = 400
+SQLITE_ONLY = {"busy_timeout", "lease_clock"}
+SQL_ONLY = {"busy_timeout", "durability"}
 WATCHED = ("tests/runtime", "tests/control", "tests/differential", "tests/crash", "tests/cli", "tests/invariants")
+
+
+def open_store(kind: str, path: Path, **options: Any) -> Any:
+    """Open a store of a kind. What is at a path is one store, whoever opens it; one in memory is always a new one.
+
+    In PostgreSQL a path is a schema on the server of the fixture ``kind``, also for child processes.
+    """
+    if kind == "sqlite":
+        return SqliteBackend(path, **options)
+    if kind == "memory":
+        return InMemoryBackend(**{name: options[name] for name in options.keys() - SQL_ONLY})
+    options = {name: options[name] for name in options.keys() - SQLITE_ONLY}
+    return PostgresBackend(os.environ[DSN], schema=schema_of(path), **options)
+
+
+def schema_of(path: Path) -> str:
+    return "t" + hashlib.blake2b(os.fspath(path.absolute()).encode(), digest_size=10).hexdigest()
 
 
 class Stores:
@@ -32,6 +59,8 @@ class Stores:
     def __init__(self) -> None:
         self.memory: list[Any] = []
         self.files: dict[Path, dict[str, Any]] = {}
+        self.schemas: dict[tuple[str, str], dict[str, Any]] = {}
+        self.open: dict[tuple[str, str], list[PostgresBackend]] = {}
         self.seen: set[Path] = set()
         self.skipped: set[Path] = set()
         self.total = Report()
@@ -44,6 +73,7 @@ class Stores:
         """Note each store that is constructed from now on."""
         self._wrap(InMemoryBackend, lambda store, args, options: self.memory.append(store))
         self._wrap(SqliteBackend, self._note_file)
+        self._wrap(PostgresBackend, self._note_schema)
 
     def _wrap(self, kind: Any, note: Callable[[Any, Any, Any], None]) -> None:
         made = kind.__init__
@@ -59,15 +89,31 @@ class Stores:
         path = Path(os.fspath(args[0] if args else options["path"])).resolve()
         self.files[path] = {"codec": store.codec, "lease_clock": store._clock}
 
+    def _note_schema(self, store: Any, args: Any, options: Any) -> None:
+        dsn = args[0] if args else options["dsn"]
+        place = dsn, options.get("schema", "stepwell")
+        self.schemas[place] = {"codec": store.codec}
+        self.open.setdefault(place, []).append(store)
+
+    def _drop_closed(self) -> None:
+        """Remove the schemas that no store of this process is open on; a fixture may keep one for several tests."""
+        for place, stores in list(self.open.items()):
+            if all(store._server.closed for store in stores):
+                drop_schema(*place)
+                del self.open[place]
+
     def unwatch(self) -> None:
         while self._undo:
             self._undo.pop()()
 
-    def forget(self, folder: Path | None) -> None:
+    def forget(self, folder: Path | None, *, drop: bool = False) -> None:
         """Drop what a test made that damages its stores on purpose, and whatever else is in its folder."""
         self.seen |= self.files.keys()
         self.skipped |= {folder.resolve()} if folder is not None else set()
         self.memory, self.files = [], {}
+        if drop:
+            self.schemas = {}
+            self._drop_closed()
 
     def check(self, *, policies: bool = True) -> Report:
         """Check what was made since the last check."""
@@ -79,8 +125,8 @@ class Stores:
 
     def _check_all(self, policies: bool) -> Report:
         self.policies = policies
-        memory, files, report = self.memory, self.files, Report()
-        self.memory, self.files = [], {}
+        memory, files, schemas, report = self.memory, self.files, self.schemas, Report()
+        self.memory, self.files, self.schemas = [], {}, {}
         for store in memory:
             with _opened_again(store):
                 self._check(store, report)
@@ -88,7 +134,10 @@ class Stores:
             self.seen.add(path)
             if path.exists():
                 self._check_file(path, options, report)
-        self.memory, self.files = [], {}  # what the checks opened
+        for (dsn, schema), options in schemas.items():
+            self._check_schema(dsn, schema, options, report)
+        self.memory, self.files, self.schemas = [], {}, {}  # what the checks opened
+        self._drop_closed()
         return report
 
     def check_left_files(self, folder: Path) -> Report:
@@ -114,6 +163,13 @@ class Stores:
                 report.violations += found.violations
                 self.total.violations += found.violations
 
+    def _check_schema(self, dsn: str, schema: str, options: dict[str, Any], report: Report) -> None:
+        try:
+            with PostgresBackend(dsn, schema=schema, **options) as store:
+                self._check(store, report)
+        except (OptionError, BackendUnavailable):  # made anew with another codec, or its server is gone
+            self.total.left_out += 1
+
     def _check(self, store: Any, report: Report, name: str = "") -> None:
         found = check_store(
             store, instances_max=INSTANCES_MAX, entries_max=ENTRIES_MAX, policies=self.policies, laws_work=LAWS_WORK
@@ -130,6 +186,13 @@ class Stores:
             f"{total.entries} entries, {total.facts} facts, {total.left_out} left out, "
             f"{len(total.violations)} violations, {self.seconds:.1f} s"
         )
+
+
+def drop_schema(dsn: str, schema: str) -> None:
+    """Remove a store and its tables, if its server still runs."""
+    with suppress(psycopg.OperationalError), psycopg.connect(dsn, autocommit=True, connect_timeout=5) as connection:
+        connection.execute("SET client_min_messages = warning")
+        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
 
 
 class Line(NamedTuple):

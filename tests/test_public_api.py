@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.resources
+import inspect
+import re
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -107,3 +111,66 @@ def test_the_testing_package_exports_the_clock() -> None:
 
     assert list(stepwell.testing.__all__) == sorted(stepwell.testing.__all__)
     assert "VirtualClock" in stepwell.testing.__all__
+
+
+# --- docstrings -------------------------------------------------------------------------------
+
+#: what users are given and need not call, or what only stands for a shape; no example would say more
+GIVEN = {"Backend", "Chain", "Decision", "__version__"}
+DOCUMENTED = [name for name in stepwell.__all__ if name not in GIVEN]
+#: what decorators and typed options hide behind
+UNTOLD = {"args", "fn", "kwargs", "options"}
+#: made by stepwell only
+MADE = {"ConflictPolicy", "Explanation", "Task", "TaskContext", "Workflow", "WorkerHandle"}
+METHODS = FunctionType, classmethod, property, cached_property
+FRONTS = [
+    stepwell.AsyncCheckpointingRunner,
+    stepwell.AsyncInProcessRunner,
+    stepwell.AsyncWorkflowClient,
+    stepwell.CheckpointingRunner,
+    stepwell.Flow,
+    stepwell.InProcessRunner,
+    stepwell.PooledWorker,
+    stepwell.Task,
+    stepwell.TaskContext,
+    stepwell.WorkerHandle,
+    stepwell.Workflow,
+    stepwell.WorkflowClient,
+]
+
+
+def is_error(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseException)
+
+
+def told(thing: object) -> str:
+    """Return a docstring that is the thing's own, without its indentation."""
+    return inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if not is_error(getattr(stepwell, name))])
+def test_a_public_name_shows_how_it_is_used(name: str) -> None:
+    """By an example, and with every parameter that can be given; a twin's are those of its twin."""
+    thing = getattr(stepwell, name)
+    text = told(thing)
+    assert "Example:" in text
+    text += told(getattr(stepwell, name.removeprefix("Async")))
+    given = inspect.signature(thing).parameters if name not in MADE else {}
+    assert [each for each in given if each not in UNTOLD and not re.search(rf"\b{each}\b", text)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if is_error(getattr(stepwell, name))])
+def test_a_public_error_says_when_it_is_raised(name: str) -> None:
+    """In a sentence of its own."""
+    text = told(getattr(stepwell, name))
+    assert text.partition("\n")[0].endswith(".")
+    assert "__doc__" in vars(getattr(stepwell, name))
+
+
+@pytest.mark.parametrize("kind", FRONTS, ids=lambda kind: kind.__name__)
+def test_every_method_of_a_front_is_explained(kind: type) -> None:
+    """In words of its own, or by naming the twin that has them."""
+    public = {name: each for name, each in vars(kind).items() if not name.startswith("_")}
+    methods = {name: each for name, each in public.items() if isinstance(each, METHODS)}
+    assert methods
+    assert [name for name, each in methods.items() if not told(getattr(each, "__func__", each))] == []

@@ -23,6 +23,7 @@ BODY_LINES_MAX = 45
 #: tests that may name a sleep of some length, and why
 SLEEPS = {
     "flow/test_trace.py",  # the workflow that awaits it is refused before anything sleeps
+    "proxy.py",  # a slow network is what it makes
 }
 
 SOURCES = sorted(SOURCE.rglob("*.py"))

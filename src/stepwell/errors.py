@@ -163,7 +163,7 @@ class InstanceConflict(InstanceError):
 
 
 class InputMismatch(InstanceError):
-    """The id belongs to an instance that was started with another input."""
+    """The id belongs to an instance that was started with another input; ``on_mismatch="ignore"`` attaches anyway."""
 
 
 class InstanceEnded(InstanceError):
@@ -171,7 +171,7 @@ class InstanceEnded(InstanceError):
 
 
 class AlreadyRunning(InstanceError):
-    """Another live session holds the instance."""
+    """Another live session holds the instance. ``runner.result`` and ``client.result`` wait for its end."""
 
 
 class InstanceDamaged(InstanceError):
@@ -187,7 +187,15 @@ class StepNotFinished(InstanceError, LookupError):
 
 
 class WorkflowFailed(InstanceError):
-    """The instance ended in failure. ``path`` is the failed step; ``__cause__`` the recorded error."""
+    """The instance ended in failure. ``path`` is the failed step; ``__cause__`` the recorded error.
+
+    Example:
+        >>> try:  # doctest: +SKIP
+        ...     runner.run(checkout, order, instance_id="order-42")
+        ... except WorkflowFailed as failed:
+        ...     print(failed.path, failed.__cause__)
+        charge the card was declined
+    """
 
     def __init__(self, instance_id: str, message: str, path: str = "") -> None:
         super().__init__(instance_id, message)
@@ -233,7 +241,7 @@ class TransactionTimeout(TaskTimeout):
 
 
 class SignalTimeout(StepError, TimeoutError):
-    """No message came within a signal's timeout, and it has no ``on_timeout`` branch."""
+    """No message came within a signal's timeout, and it has no ``on_timeout`` branch: the step has failed."""
 
 
 class NoRoute(StepError):
@@ -285,7 +293,7 @@ class BackendError(StepwellError):
 
 
 class BackendUnavailable(BackendError):
-    """The store cannot be opened or reached, or stayed locked for too long."""
+    """The store cannot be opened or reached, or stayed locked for too long. Try again later; nothing is lost."""
 
 
 class BackendReadOnly(BackendError):
@@ -293,7 +301,7 @@ class BackendReadOnly(BackendError):
 
 
 class StorageFull(BackendError):
-    """The disk is full."""
+    """The disk is full. Make room, and go on; nothing that was recorded is lost."""
 
 
 class DatabaseCorrupt(BackendError):
@@ -301,7 +309,7 @@ class DatabaseCorrupt(BackendError):
 
 
 class SchemaTooNew(BackendError):
-    """The database was written by a newer stepwell."""
+    """The database was written by a newer stepwell. Upgrade this environment."""
 
 
 class LeaseLost(BaseException):

@@ -13,9 +13,7 @@ from stepwell import (
     Again,
     CheckpointingRunner,
     Done,
-    InMemoryBackend,
     Retry,
-    SqliteBackend,
     StepwellError,
     branch,
     delay,
@@ -27,6 +25,8 @@ from stepwell import (
 )
 from stepwell.runtime.client import WorkflowClient
 from stepwell.testing import VirtualClock
+
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 
 ID = "i"
 
@@ -137,9 +137,9 @@ class World:
     """A store, a runner that works on it, and a client that knows none of its workflows."""
 
     def __init__(self, kind: str, path: Path, stack: ExitStack) -> None:
-        self.clock, self.flows, self.path = VirtualClock(), Workflows(), path
-        self.backend: Any = InMemoryBackend() if kind == "memory" else SqliteBackend(path)
-        elsewhere: Any = self.backend if kind == "memory" else SqliteBackend(path)
+        self.kind, self.clock, self.flows, self.path = kind, VirtualClock(), Workflows(), path
+        self.backend = open_store(kind, path)
+        elsewhere = self.backend if kind == "memory" else open_store(kind, path)
         for store in (self.backend, elsewhere):
             stack.callback(store.close)
         self.runner = stack.enter_context(CheckpointingRunner(self.backend, clock=self.clock, poll="1ms"))

@@ -11,8 +11,8 @@ import pytest
 from .client_worlds import World
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+@pytest.fixture
+def world(kind: str, tmp_path: Path) -> Iterator[World]:
     """A store, a runner on it, and a client without the workflows' code."""
     with ExitStack() as stack:
-        yield World(request.param, tmp_path / "runs.db", stack)
+        yield World(kind, tmp_path / "runs.db", stack)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from stepwell import CheckpointingRunner, InMemoryBackend, SqliteBackend, StepwellError
+from stepwell import CheckpointingRunner, StepwellError
 from stepwell.backend.base import Filter, Session
 from stepwell.backend.liveness import this_process
 from stepwell.runtime import snapshot_format
@@ -25,6 +25,7 @@ from stepwell.runtime.stored import stored_plan
 from stepwell.testing import VirtualClock
 from stepwell.testing.invariants import check_store
 
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 from .history_flows import FIRST, Ledger, PowerFails
 from .history_model import standing
 
@@ -40,8 +41,8 @@ class Teller:
 
     def __init__(self, name: str, clock: VirtualClock, path: Path, stack: ExitStack) -> None:
         self.name, self.clock, self.ledger = name, clock, Ledger()
-        self.backend: Any = InMemoryBackend() if name == "memory" else SqliteBackend(path, durability="fast")
-        elsewhere: Any = self.backend if name == "memory" else SqliteBackend(path, durability="fast")
+        self.backend = open_store(name, path, durability="fast")
+        elsewhere = self.backend if name == "memory" else open_store(name, path, durability="fast")
         for store in (self.backend, elsewhere):
             stack.callback(store.close)
         self.runner = stack.enter_context(CheckpointingRunner(self.backend, clock=clock, deps={Ledger: self.ledger}))

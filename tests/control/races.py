@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stepwell import CheckpointingRunner, Complete, Fail, InMemoryBackend, SqliteBackend, StepwellError
+from stepwell import CheckpointingRunner, Complete, Fail, StepwellError
 from stepwell.runtime.client import WorkflowClient
 from stepwell.testing import VirtualClock
 from stepwell.testing.invariants import check_store
 
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 from .history_flows import FIRST, SECOND, Ledger, PowerFails
 
 Told = tuple[str, ...]
@@ -30,7 +31,7 @@ BY_NAME: Final = {each.name: each for each in FIRST}
 LATER: Final = {each.name: each for each in SECOND}
 WAIT_S: Final = 60
 LATER_BY: Final = 11  # no multiple of the lanes, so each of them is late by each amount
-LOOKS: Final = {"memory": 12, "sqlite": 2}
+LOOKS: Final = {"memory": 12, "sqlite": 2, "postgres": 12}
 
 
 class Corner:
@@ -56,13 +57,13 @@ class Arena:
     def __init__(self, kind: str, path: Path, stack: ExitStack) -> None:
         self.kind, self.path, self._stack = kind, path, stack
         self.clock, self.ledger = VirtualClock(jump=False), Ledger()
-        self.backend: Any = InMemoryBackend() if kind == "memory" else self._opened()
+        self.backend = self._opened()
         self.referee = self.corner(self.backend)
         for each in (*FIRST, *SECOND):
             self.referee.runner._room.prepare(each)
 
     def _opened(self) -> Any:
-        return self._stack.enter_context(SqliteBackend(self.path, durability="fast"))
+        return self._stack.enter_context(open_store(self.kind, self.path, durability="fast"))
 
     def corner(self, backend: Any = None) -> Corner:
         """Return a new corner, with a connection of its own where the store has such."""

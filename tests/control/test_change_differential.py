@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepwell import BackendError, CheckpointingRunner, InMemoryBackend, InstanceHeld, SqliteBackend
+from stepwell import BackendError, CheckpointingRunner, InstanceHeld
 from stepwell.errors import GraphError
 from stepwell.flow import nodes as n
 from stepwell.runtime.client import WorkflowClient
@@ -30,6 +30,7 @@ from ..differential.worlds import (  # noqa: TID252 - the tests are not installe
 )
 from ..engine import edits  # noqa: TID252 - the tests are not installed
 from ..engine.graphs import Seeded, workflow  # noqa: TID252 - the tests are not installed
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 
 REAL = (plain, inline, decider, opener)
 #: a renamed step's value is made of its name, so the tree does not say what it has given; tuning is no edit of a graph
@@ -110,9 +111,9 @@ class Cut:
         return kind
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    made: Any = InMemoryBackend() if request.param == "memory" else SqliteBackend(tmp_path / "c.db", durability="fast")
+@pytest.fixture
+def store(kind: str, tmp_path: Path) -> Iterator[Any]:
+    made = open_store(kind, tmp_path / "c.db", durability="fast")
     yield made
     made.close()
 

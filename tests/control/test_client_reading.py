@@ -205,7 +205,7 @@ def test_a_failure_of_the_engines_own_is_told(world: World) -> None:
     world.clock.advance("2h")
     world.runner.recover([waiting])
     (late,) = world.client.explain(ID).reasons
-    assert "no message 'answer' came within 3600 s" in late.text
+    assert "no message 'answer' came within 1h" in late.text
     world.client.delete(ID)
     world.runner.start(endless, 1, instance_id=ID)
     (over,) = world.client.explain(ID).reasons

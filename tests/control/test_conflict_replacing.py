@@ -16,7 +16,6 @@ from stepwell import (
     AlreadyRunning,
     AsyncCheckpointingRunner,
     CheckpointingRunner,
-    InMemoryBackend,
     InputMismatch,
     InstanceConflict,
     InstanceDamaged,
@@ -35,12 +34,14 @@ from stepwell.runtime.clock import SystemClock, Wait
 from stepwell.runtime.starting import Start, start_of, start_unheld
 from stepwell.testing import VirtualClock
 
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
+
 TERMINATE = "terminate_existing"
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    made: Any = InMemoryBackend() if request.param == "memory" else SqliteBackend(tmp_path / "runs.db")
+@pytest.fixture
+def backend(kind: str, tmp_path: Path) -> Iterator[Any]:
+    made = open_store(kind, tmp_path / "runs.db")
     yield made
     assert not made.stuck(0)
     made.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ import apsw
 from stepwell import CheckpointingRunner, SqliteBackend, task_context
 from stepwell.testing import VirtualClock
 from stepwell.testing.faults import Fault, FaultyBackend, die
+
+from ..stores import schema_of  # noqa: TID252 - the tests are not installed
 
 T = TypeVar("T")
 
@@ -94,11 +97,19 @@ def play(request: dict[str, Any], parts: dict[str, Callable[[Any, Any], Any]]) -
     ledger = make(request["story"], request["process"], number if kind == "ledger" else 0)
     for part in request["parts"]:
         # a killed process loses nothing that it gave to the operating system: power cuts are not the point here
-        backend = Dying(SqliteBackend(f"{request['story']}.db", durability="fast"), kind, number)
+        backend = Dying(opened(request), kind, number)
         statements.inside = True
         found |= parts[part](backend, ledger)
         backend.close()
     return found
+
+
+def opened(request: dict[str, Any]) -> Any:
+    if not request["dsn"]:
+        return SqliteBackend(f"{request['story']}.db", durability="fast")
+    from stepwell.backend.postgres import PostgresBackend
+
+    return PostgresBackend(request["dsn"], schema=schema_of(Path(request["story"])), durability="fast")
 
 
 class Statements:

@@ -56,10 +56,11 @@ class Server:
 
 
 class Processes:
-    """The servers, and the account of all stories."""
+    """The servers, and the account of all stories. With a DSN each story is a schema there, else a file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._numbers, self._lock = folder, count(1), Lock()
+    def __init__(self, folder: Path, dsn: str = "") -> None:
+        self.folder, self.dsn = folder, dsn
+        self._numbers, self._lock = count(1), Lock()
         self.points: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.servers = [Server() for _ in range(SERVERS)]
@@ -75,6 +76,7 @@ class Processes:
         self, story: Path, parts: Sequence[str], process: int, fault: str = "", log: bool = False
     ) -> tuple[int, dict[str, Any]]:
         request = {"story": str(story), "parts": parts, "process": process, "fault": fault, "log": log}
+        request["dsn"] = self.dsn
         free = self.free.get()
         try:
             return free.ask(request)

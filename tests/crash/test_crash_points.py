@@ -28,9 +28,16 @@ class Line(NamedTuple):
     key: str
 
 
+Undisturbed = tuple[Any, set[tuple[str, int]]]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(processes: Processes) -> tuple[Any, set[tuple[str, int]]]:
-    """The output of a run that nobody disturbs, and its steps and attempts."""
+def undisturbed(processes: Processes) -> Undisturbed:
+    return undisturbed_run(processes)
+
+
+def undisturbed_run(processes: Processes) -> Undisturbed:
+    """Return the output of a run that nobody disturbs, and its steps and attempts."""
     story = processes.new_story()
     output = processes.ends_well(story, ["scenario.run"], 1)["output"]
     lines = ledger(story)

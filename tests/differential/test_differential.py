@@ -30,6 +30,8 @@ from stepwell.testing import VirtualClock
 from stepwell.testing.faults import Fault, FaultyBackend
 
 from ..engine.graphs import Seeded  # noqa: TID252 - the tests are not installed
+from ..postgres import Server  # noqa: TID252 - the tests are not installed
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 from .worlds import ALL, INPUT, REPEATABLE, WAITS_MAX, Broken, Ledger, RealOracle, grow, worlds
 
 QUIET = settings(
@@ -68,18 +70,24 @@ def given_to(made: Made) -> tuple[Any, ...]:
 
 
 def stores(folder: Any) -> dict[str, Callable[[], Any]]:
-    """Every store with every codec; files are made when asked for."""
+    """Every store with every codec; they are made when asked for."""
     return {
         "memory json": lambda: InMemoryBackend(JsonCodec()),
         "memory msgpack": lambda: InMemoryBackend(MsgpackCodec()),
         "sqlite json": lambda: SqliteBackend(folder / "json.db", durability="fast", codec=JsonCodec()),
         "sqlite msgpack": lambda: SqliteBackend(folder / "msgpack.db", durability="fast", codec=MsgpackCodec()),
+        "postgres json": lambda: open_store("postgres", folder / "json", durability="fast", codec=JsonCodec()),
+        "postgres msgpack": lambda: open_store("postgres", folder / "msgpack", durability="fast", codec=MsgpackCodec()),
     }
 
 
+#: a server takes several times as long, so each kind of runner has it with one codec
+SAMPLED = {("CheckpointingRunner", "postgres msgpack"), ("AsyncCheckpointingRunner", "postgres json")}
+
+
 @pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
-    """Twelve ways."""
+def ways(tmp_path_factory: pytest.TempPathFactory, postgres_server: Server) -> Iterator[list[Way]]:
+    """Fourteen ways."""
     made: list[Way] = []
     with asyncio.Runner() as loop, ExitStack() as stack:
 
@@ -97,7 +105,8 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Way]]:
         add("async in process", AsyncInProcessRunner)
         for kind in (CheckpointingRunner, AsyncCheckpointingRunner):
             for name, store in stores(tmp_path_factory.mktemp(kind.__name__)).items():
-                add(f"{kind.__name__} {name}", kind, stack.enter_context(closing(store())))
+                if (kind.__name__, name) in SAMPLED or not name.startswith("postgres"):
+                    add(f"{kind.__name__} {name}", kind, stack.enter_context(closing(store())))
         yield made
 
 
@@ -172,13 +181,14 @@ def test_every_way_fails_alike(ways: list[Way], account: Counter[str], made: Mad
 @settings(QUIET, max_examples=400)
 @given(
     made=worlds(tasks=REPEATABLE),
-    store=st.sampled_from(["memory json", "memory msgpack", "sqlite json", "sqlite msgpack"]),
+    store=st.sampled_from([*["memory json", "memory msgpack", "sqlite json", "sqlite msgpack"] * 2, "postgres json"]),
     kind=st.sampled_from([CheckpointingRunner, AsyncCheckpointingRunner]),
     when=st.sampled_from(["before", "after"]),
     nth=st.integers(1, 12),
 )
 def test_an_interrupted_run_comes_to_the_same(
     tmp_path_factory: pytest.TempPathFactory,
+    postgres_server: Server,
     account: Counter[str],
     made: Made,
     store: str,

@@ -222,7 +222,7 @@ def test_a_timeout_is_a_failed_attempt(any_runner: Any, clock: VirtualClock) -> 
     def hurried(x: int) -> int:
         return slow(x)
 
-    with pytest.raises(WorkflowFailed, match=r"'slow' ran longer than its timeout of 1.5 s at slow") as caught:
+    with pytest.raises(WorkflowFailed, match=r"'slow' ran longer than its timeout of 1500ms at slow") as caught:
         any_runner().run(hurried, 1)
     released.set()
     assert isinstance(caught.value.__cause__, TaskTimeout)

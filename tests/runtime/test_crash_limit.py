@@ -64,7 +64,7 @@ def lives(tmp_path: Path) -> Lives:
 
 
 def test_the_culprit_is_quarantined_and_nobody_else(lives: Lives) -> None:
-    """Two losses make everything suspect, five counted ones the culprit; the innocents end as soon as they are tried."""
+    """Two losses make everything suspect, five counted ones the culprit; the innocents end once they are tried."""
     codes = []
     while not codes or codes[-1]:
         codes.append(lives.live())

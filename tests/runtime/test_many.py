@@ -78,7 +78,7 @@ def test_instances_of_one_call_share_commits() -> None:
 
 def test_ids_must_match_the_inputs_and_differ(runner: Any) -> None:
     """Both are told before anything runs, and nothing is left claimed."""
-    with pytest.raises(OptionError, match="2 inputs and 1 instance ids"):
+    with pytest.raises(OptionError, match="2 inputs and 1 instance_ids"):
         runner.run_many(both, [1, 2], instance_ids=["a"])
     with pytest.raises(AlreadyRunning):
         runner.run_many(both, [1, 2], instance_ids=["a", "a"])

@@ -434,7 +434,7 @@ def test_a_timeout_ends_the_body(bodies: Any, tmp_path: Path) -> None:
     """The step fails with TaskTimeout and its process is really over."""
     path = fifo(tmp_path)
     clock = JumpingClock(path)
-    with InProcessRunner(clock=clock) as runner, pytest.raises(WorkflowFailed, match="its timeout of 3600 s"):
+    with InProcessRunner(clock=clock) as runner, pytest.raises(WorkflowFailed, match="its timeout of 1h"):
         runner.run(Flow("flow").then(bodies.hang_with_timeout).build(), path)
     assert clock.hanging is not None
     clock.hanging.wait_ended()

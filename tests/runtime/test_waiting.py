@@ -301,7 +301,7 @@ def test_no_message_in_time_takes_the_other_branch(any_runner: Any, clock: Virtu
 
 def test_no_message_in_time_fails_the_step_where_nothing_else_is_declared(any_runner: Any) -> None:
     """SignalTimeout names signal, time and path."""
-    with pytest.raises(WorkflowFailed, match=r"no message 'answer' came within 90 s at answer") as caught:
+    with pytest.raises(WorkflowFailed, match=r"no message 'answer' came within 90s at answer") as caught:
         any_runner().run(asking_or_failing, 1)
     assert isinstance(caught.value.__cause__, SignalTimeout)
 

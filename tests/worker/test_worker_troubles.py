@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from stepwell import BackendUnavailable, Flow, PooledWorker, SqliteBackend, WorkflowClient, task
+from stepwell import BackendUnavailable, Flow, PooledWorker, SqliteBackend, WorkflowClient, task, task_context
 from stepwell.backend.liveness import this_process
+from stepwell.runtime import transaction
 from stepwell.testing.faults import Fault, FaultyBackend
 
 from .conftest import Start
@@ -107,6 +108,35 @@ def test_an_outage_is_waited_out(backend: Any, client: WorkflowClient, caplog: p
     assert len(told) == 2, told
 
 
+def test_an_outage_at_the_begin_of_a_transaction_is_waited_out_too(
+    backend: Any, client: WorkflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body runs again once the store answers; no attempt is used up, and the worker goes on."""
+    if not backend.capabilities.user_transactions:
+        pytest.skip("this store has no transactions for users")
+    runs: list[int] = []
+    opened = transaction.opened
+
+    def refused_once(store: Any) -> Any:
+        if len(runs) == 1:
+            unreachable()
+        return opened(store)
+
+    monkeypatch.setattr(transaction, "opened", refused_once)
+
+    @task
+    def work(x: int) -> int:
+        runs.append(task_context().attempt)
+        with task_context().transaction():
+            return x + 1
+
+    flow = Flow("work").then(work).build()
+    with PooledWorker(backend, [flow], name="ann", poll="20ms").start():
+        instance = client.start(flow, 1).instance_id
+        assert client.result(instance, timeout=LIMIT_S) == 2
+    assert runs == [1, 1]
+
+
 def test_a_lost_session_costs_the_running_step_alone(backend: Any, client: WorkflowClient, start: Start) -> None:
     """Another one has taken over: the late outcome is refused, and the worker goes on with a session of its own."""
     began, go_on, runs = threading.Event(), threading.Event(), list[int]()
@@ -141,8 +171,6 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(
     backend: Any, client: WorkflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After four fifths of the lease the bodies are told to stop, though the store has said nothing."""
-    from stepwell import task_context
-
     began, stopped = threading.Event(), threading.Event()
 
     @task

@@ -129,10 +129,8 @@ class Drive(Desk):
                 continue
             elif step.due_us and step.due_us > self.room.clock.now_us():
                 continue  # it has been tried meanwhile
-            if (live.suspects or not trials.idle) and not trials.admits(live, key, self._flights.here):
-                continue
             body = live.bodies[key[0]] or live.prepared.body(key[0])
-            if self._gate is not None and not self._gate(live, key, body):
+            if (self._gate or live.suspects or not trials.idle) and self._holds_back(live, key, body):
                 continue
             if step.phase != "began" and (body.at_most_once or (step.phase == "ready" and key in live.suspects)):
                 live.upcoming.append(key)
@@ -143,10 +141,17 @@ class Drive(Desk):
                 except InstanceDamaged as error:
                     self._lose(live, error)
             started += 1
+            if not nothing_came() and key not in live.flights:  # it ran here, and may have been told something
+                return
             if (self._dirty or self._timers.heap or not nothing_came()) and (
                 started >= TURN_STEPS or time.perf_counter_ns() - began > TURN_NS
             ):
                 return
+
+    def _holds_back(self, live: Live, key: Key, body: Body) -> bool:
+        if (live.suspects or not self._trials.idle) and not self._trials.admits(live, key, self._flights.here):
+            return True
+        return self._gate is not None and not self._gate(live, key, body)
 
     def _start(self, live: Live, key: Key, body: Body, attempt: int) -> None:
         job = Job(live, body, key[0], key[1], attempt, live.gather(body, key))

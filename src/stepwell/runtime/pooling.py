@@ -30,6 +30,7 @@ from .drive import TURN_STEPS
 from .hands import Fatal
 from .invoke import Body, Job, NeedsHolder, Outcome
 from .live import STARTED, Live
+from .patience import PASSING
 
 if TYPE_CHECKING:
     from .room import Room
@@ -107,6 +108,7 @@ class Pool(Claiming):
         self._order = count()
         self._guests: dict[int, Guest] = {}
         self._reports: list[tuple[int, Message]] = []
+        self._cut_short: list[tuple[Live, Key]] = []
         self._telling: dict[int, Live] = {}
         self._pace = Pace()
         self._draining = self._leaving = False
@@ -157,6 +159,7 @@ class Pool(Claiming):
         if self._draining:
             return bool(self._lives or self._guests)
         self._idle = False
+        self._begin_again()
         self._admit_backlog()
         return True
 
@@ -462,6 +465,13 @@ class Pool(Claiming):
     def _is_strange(self, offer: int) -> bool:
         return offer not in self._guests and all(offer != number for number, _ in self._reports)
 
+    def _begin_again(self) -> None:
+        """Bodies that the store's trouble has ended begin again once it can be reached; no attempt is used up."""
+        if self._cut_short:
+            cut_short, self._cut_short = self._cut_short, []
+            self._compare()
+            self._ready.extend(each for each in cut_short if self._works_on(each[0]))
+
     # --- trouble with single ones ---
 
     def _lose(self, live: Live, error: BaseException) -> None:
@@ -490,6 +500,10 @@ class Pool(Claiming):
         if isinstance(fatal.error, NeedsHolder):
             self._flights.land(job)
             self._decline(job.live)
+            return True
+        if isinstance(fatal.error, PASSING):  # it wanted a transaction of a store that could not be reached
+            if self._flights.land(job):
+                self._cut_short.append((job.live, job.key))
             return True
         if not isinstance(fatal.error, (SystemExit, KeyboardInterrupt)):
             return False

@@ -47,7 +47,8 @@ def resume_postgres(steps: int, scratch: Path) -> float:
     """Milliseconds until a new runner has finished a cut instance; its connections are open and in use."""
     with database() as place, runner(place) as resuming:
         ours.cut(runner(place, "fast"), steps)
-        resuming.run(chain(4), VALUE)
+        resuming.run(chain(4), VALUE, instance_id="warm")
+        resuming.resume(chain(4), "warm")  # each of its connections is made when it is first needed
         return ours.resumed_ms(nullcontext(resuming), steps)
 
 

@@ -56,7 +56,8 @@ class Teller:
         try:
             return shown(call(self))
         except ANSWERS as error:
-            return f"{type(error).__name__}: {error} <- {error.__cause__!r}"
+            text = str(error).replace(repr(self.backend), "the store")
+            return f"{type(error).__name__}: {text} <- {error.__cause__!r}"
 
     # --- what is more than one call ---
 

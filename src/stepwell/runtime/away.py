@@ -63,10 +63,10 @@ class Away:
 
     # --- what is out ---
 
-    def expect(self, live: Live, *, keep_free: bool) -> int:
+    def expect(self, live: Live, *, keep_free: bool) -> tuple[int, Sequence[Key]]:
         """Learn which steps of an instance just taken up are out; those nobody runs come back unless they are kept.
 
-        Returns how many were on offer.
+        Returns how many were on offer, and which came back: nobody has begun them, whatever is recorded.
         """
         backend = self._room.backend
         assert backend is not None
@@ -83,7 +83,8 @@ class Away:
                 self._flights.send_away(live, job)
         if stale:
             self._room.fenced(backend.call_off, live.instance, stale, stop=True)
-        return len(out)
+        jobs = [job for job in (_job_of(live, step) for step in back) if job is not None]
+        return len(out), [job.key for job in jobs]
 
     def recall(self, live: Live, keys: Iterable[Key], *, stop: bool) -> list[Key]:
         """Take steps back that nobody runs, and return them; ``stop``: tell the others to stop."""

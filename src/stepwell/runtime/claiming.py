@@ -126,8 +126,10 @@ class Claiming(Drive):
             return False
         if self._seen < 0:
             self._begin_looking()
-        hint = self._backend.hint()
+        hint, alone = self._backend.hint(), not self._lives
         found = self._claim(limit)
+        if alone:
+            self._hint = hint  # what was posted until then came along with the claim
         self._look_at = 0 if len(found) == limit else now_ns + LOOK_NS
         past = self._due_us is not None and self._due_us <= self.room.clock.now_us()
         self._learned = self._learned and not found and hint == self._seen and not past

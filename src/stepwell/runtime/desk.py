@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.backend.base import LOST, Change, Loaded, Message, Rest
+from stepwell.backend.base import LOST, Change, Loaded, Message, Rest, Session
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.errors import InstanceConflict, InstanceDamaged, LeaseLost
@@ -60,6 +60,7 @@ class Desk:
         self._flights = Flights(room, mailbox, loop)
         self._trials = Trials(room.max_crashes)
         self._away = Away(room, self._flights)
+        self._session: Session | None = None  # which claimed what is worked on here
         self._hint = -1
         self._unsure: list[Live] = []
         self._mail_at = 0
@@ -75,14 +76,18 @@ class Desk:
 
     def begin(self, live: Live, mail: Iterable[Message] = ()) -> None:
         """Look over a joined instance: what may run, what waits for a time, what was cut off, what has been asked."""
-        if live.offered and self._away.expect(live, keep_free=self.shares) < live.offered:
-            mail = self._mail_of(live)  # one has ended since it was loaded
+        if self._session is None and self.room.backend is not None:
+            self._session = self.room.session()
+        back: Sequence[Key] = ()
+        if live.offered:
+            out, back = self._away.expect(live, keep_free=self.shares)
+            mail = mail if out == live.offered else self._mail_of(live)  # one has ended since it was loaded
         outcomes = [message for message in mail if message.kind == OUTCOME]
         for message in outcomes:  # before their steps count as cut off
             self._take_message(live, message)
         live.upcoming = [] if outcomes else live.upcoming
         if not live.upcoming:  # a new one may say by itself what comes first
-            self._survey(live)
+            self._survey(live, back)
         for message in mail:  # before anything starts: a holder that died had left it, and its sender relies on it
             self._take_message(live, message)
         if live.entries or live.taken:
@@ -295,9 +300,8 @@ class Desk:
             for live in dirty:
                 self._release(live)
             return
-        rest_of = self._rest_of
-        changes = [Change(live.instance, live.base, live.entries, live.taken, rest_of(live)) for live in dirty]
-        for live, outcome in zip(dirty, self._write(changes), strict=True):
+        changed, changes = self._changes(dirty)
+        for live, outcome in zip(changed, self._write(changes) if changes else (), strict=True):
             if outcome != "conflict":
                 live.committed()
             if outcome == "done":
@@ -305,10 +309,24 @@ class Desk:
             else:
                 self._redo(live)
 
+    def _changes(self, dirty: Iterable[Live]) -> tuple[list[Live], list[Change]]:
+        """Return what there is to write, and of which instances; of others nothing has to be waited for."""
+        changed, changes, rest_of = list[Live](), list[Change](), self._rest_of
+        for live in dirty:
+            rest = rest_of(live)
+            if live.entries or live.taken or rest is not None:
+                changed.append(live)
+                changes.append(Change(live.instance, live.base, live.entries, live.taken, rest))
+            else:
+                self._release(live)
+        return changed, changes
+
     def _write(self, changes: Sequence[Change]) -> Sequence[str]:
         room = self.room
         assert room.backend is not None
         session = room.session()
+        if self.shares and session is not self._session:  # others may run on what this one still believes its own
+            raise LeaseLost("the session that claimed these instances was taken over, and another one has been opened")
         with room.quiet:
             try:
                 return room.backend.commit(session, changes)

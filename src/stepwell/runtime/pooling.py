@@ -488,6 +488,8 @@ class Pool(Claiming):
             super()._start(live, key, body, attempt)
         except NeedsHolder:
             self._decline(live)
+        except SystemExit as error:  # of an inline body; what runs elsewhere tells of it by a Fatal
+            self._outlives(Fatal(Job(live, body, key[0], key[1], attempt, None), error))
 
     def _decline(self, live: Live) -> None:
         assert isinstance(live, Guest)
@@ -507,7 +509,7 @@ class Pool(Claiming):
             return True
         if not isinstance(fatal.error, (SystemExit, KeyboardInterrupt)):
             return False
-        if self._flights.land(job):
+        if self._flights.land(job) or job.body.inline:
             raised = type(fatal.error).__name__
             more = extras(job.live, job.path, job.number)
             _LOG.warning("%s of instance %s raised %s", job.path, job.live.instance_id, raised, extra=more)

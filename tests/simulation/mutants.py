@@ -71,17 +71,6 @@ def _unfenced(was: Any) -> Any:
     return commit
 
 
-def _whoever_holds(was: Any) -> Any:
-    def commit(self: Any, held: Any, change: Any) -> Any:
-        run = self._runs.get(change.instance)
-        if run is None or not run.admits(change):
-            return "conflict"
-        self._apply(run, change)
-        return self._leave(run, held, change.rest)
-
-    return commit
-
-
 def _claimed_is_free(was: Any) -> Any:
     def is_free(self: Any, definition: int, rank_us: int, number: int) -> bool:
         row = self._rows.get(number)
@@ -205,8 +194,6 @@ _WIDE: Final = ("wide", "nested")
 
 MUTANTS: Final = (
     Mutant("a lost session's commit lands", InMemoryBackend, "commit", _unfenced, None, _ZOMBIES),
-    Mutant("a commit lands whoever holds it", InMemoryBackend, "_commit", _whoever_holds,
-           ("signalled",), _OTHERS, True),
     Mutant("an offer is claimed twice", Offers, "_is_free", _claimed_is_free, _WIDE, ()),
     Mutant("an outcome's message is dropped", InMemoryBackend, "_settle", _settled_untold, _WIDE, ()),
     Mutant("a lost session settles an offer", InMemoryBackend, "settle", _settled_by_the_lost, _WIDE, _ZOMBIES),
@@ -225,7 +212,7 @@ MUTANTS: Final = (
     Mutant("nothing moves without a word", Pool, "_wait", _word_needed, None, ("no word",)),
     Mutant("max_running is ignored", Pool, "_want", _no_cap, ("capped",), ()),
     Mutant("guests outlive their pool", Pool, "__exit__", _guests_outlive, _WIDE, (*_ZOMBIES, "outage")),
-    Mutant("what was queued is queued again", Pool, "_keep_ready", None, _WIDE, _DOUBT, None, 100),
+    Mutant("what was queued is queued again", Pool, "_keep_ready", None, _WIDE, _DOUBT, None, 225),
     Mutant("a start in doubt counts as another's", desk, "_begun_by_us", lambda was: lambda live, loaded: set(),
            ("careful", "tagged"), _DOUBT),
     Mutant("a claim in doubt is forgotten", Pool, "_compare",

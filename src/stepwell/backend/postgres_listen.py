@@ -28,7 +28,7 @@ from .postgres_lines import PAUSE_S, BoundedConnection, Line, Server
 
 SELF_S: Final = 1.0
 APART_S: Final = 0.005
-HEALTH_S: Final = 10.0
+HEALTH_S: Final = 30.0
 ANSWER_S: Final = 5.0
 READY_S: Final = 1.0  # so long the first to ask waits, that no word of what follows is missed
 

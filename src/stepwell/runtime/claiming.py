@@ -132,9 +132,13 @@ class Claiming(Drive):
             self._hint = hint  # what was posted until then came along with the claim
         self._look_at = 0 if len(found) == limit else now_ns + LOOK_NS
         past = self._due_us is not None and self._due_us <= self.room.clock.now_us()
-        self._learned = self._learned and not found and hint == self._seen and not past
+        self._learned = self._learned and not found and not past and not self._has_changed(hint)
         self._seen = hint  # older than the look, so that nothing is missed
         return bool(found)
+
+    def _has_changed(self, hint: int) -> bool:
+        """Whether others may have left something that is due at another time than is known."""
+        return hint != self._seen
 
     def _claim(self, limit: int) -> Sequence[Loaded]:
         with self.room.entering:

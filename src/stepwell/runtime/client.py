@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar, Unpack, overload
 
 from stepwell.backend.base import Backend, Stuck
 from stepwell.errors import UsageError
@@ -50,11 +50,14 @@ StuckOnes: TypeAlias = list[Stuck]
 Previews: TypeAlias = "list[ChangePreview]"
 
 
+POLL_US: Final = 10_000  # how often a client that waits asks whether anything was written; that costs next to nothing
+
+
 def client_room(backend: Backend, clock: Clock | None) -> Room:
     """Return a room without hands. Raises UsageError for what is no backend."""
     if not hasattr(backend, "codec"):
         raise UsageError(f"a client is given a backend, not {kind_of(backend)}; write SqliteBackend('file.db')")
-    return Room(backend, clock=clock, hands=False)
+    return Room(backend, clock=clock, hands=False, poll_us=POLL_US)
 
 
 class WorkflowClient(Control):

@@ -93,15 +93,19 @@ class Drive(Desk):
                 if not self.stay and not self._flights.count and not self._timer_due():
                     self._rest_all()
                 elif (wait := self._wait()) is not None:
-                    came = yield wait
-                    self._take_in(came)
-                    self._read_mail()
-                    if not came:
-                        self._look_around()
-                    self._fire()
+                    self._wake_up((yield wait))
         finally:
             self.over = True
             CURRENT.reset(token)
+
+    def _wake_up(self, came: Sequence[object]) -> None:
+        """Take in what has come; what has ended is made safe before anything else is asked for."""
+        self._take_in(came)
+        self._commit()
+        self._read_mail()
+        if not came:
+            self._look_around()
+        self._fire()
 
     def _has_work(self) -> bool:
         return bool(self._lives)

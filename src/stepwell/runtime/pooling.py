@@ -26,6 +26,7 @@ from . import away, observed
 from .away import Guest
 from .claiming import AT_ONCE, Claiming
 from .clock import AnyMailbox, Mailbox, Wait
+from .context import CURRENT
 from .drive import TURN_STEPS
 from .hands import Fatal
 from .invoke import Body, Job, NeedsHolder, Outcome
@@ -114,7 +115,7 @@ class Pool(Claiming):
         self._draining = self._leaving = False
         self._asked, self._poll_at, self._polls = -1, 0, 0
         self._guest_hint = -1
-        self._stirred = False
+        self._stirred = self._heard = False
         self._unwatch: Callable[[], None] | None = None
         self.in_doubt = False  # a call to the store has failed, perhaps after it took effect
 
@@ -132,9 +133,9 @@ class Pool(Claiming):
         super().__exit__(*exc)
 
     def _stir(self) -> None:
-        """Others have written; one word of that is enough until it is taken in."""
-        if not self._stirred:
-            self._stirred = True
+        """Others have written; one word of that is enough until it is taken in. What was written here is known."""
+        if not self._stirred and CURRENT.get() is not self._cell:
+            self._stirred = self._heard = True
             self.mailbox.put(None)
 
     # --- what is going on, for those who ask from other threads ---
@@ -168,7 +169,9 @@ class Pool(Claiming):
             self._compare()
         self._send_reports()
         self._write_rests()
-        return bool(self._ready) or (not self._draining and self._take(self._space()))
+        if self._draining:
+            return bool(self._ready) or not self._has_work()
+        return bool(self._ready) or self._take(self._space())
 
     def _heed(self, item: object) -> None:
         match item:
@@ -379,7 +382,17 @@ class Pool(Claiming):
 
     # --- running steps of others ---
 
+    def _has_changed(self, hint: int) -> bool:
+        if self._unwatch is None:
+            return super()._has_changed(hint)
+        heard, self._heard = self._heard, False  # the hint changes by itself too, in case a word was lost
+        return heard
+
     def _claim(self, limit: int) -> Sequence[Loaded]:
+        if not self._lives:  # whoever is idle begins sooner this way; others first help to end what has begun
+            found = super()._claim(limit)
+            self._take_offers()
+            return found
         self._take_offers()
         return super()._claim(limit)
 
@@ -422,6 +435,8 @@ class Pool(Claiming):
             reports, self._reports = self._reports, []
             for (offer, _), there in zip(reports, self.room.fenced(self._backend.settle, reports), strict=True):
                 observed.settled(self._telling.pop(offer, None), there)
+            if self._flights.away:  # it may be ours what was settled, and no word comes of what is written here
+                self.mailbox.put(None)
 
     def _read_mail(self) -> None:
         self._send_reports()

@@ -92,4 +92,5 @@ def stores_of_other_processes(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    terminalreporter.write_line(str(config.stash[_STORES]))
+    if not getattr(config.option, "numprocesses", None):  # else other processes have looked at the stores
+        terminalreporter.write_line(str(config.stash[_STORES]))

@@ -87,9 +87,9 @@ def test_the_first_block_is_a_program(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stepwell, "CheckpointingRunner", partial(CheckpointingRunner, clock=VirtualClock()))
     result = "pens shipped, receipt for pens\n"
-    execute(FIRST, {"__name__": "shop"})
+    execute(FIRST, {"__name__": "__main__"})
     assert capsys.readouterr().out == f"charging for pens\n{result}"
-    execute(FIRST, {"__name__": "shop"})
+    execute(FIRST, {"__name__": "__main__"})
     assert capsys.readouterr().out == result
 
 

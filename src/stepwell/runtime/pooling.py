@@ -109,7 +109,7 @@ class Pool(Claiming):
         self._order = count()
         self._guests: dict[int, Guest] = {}
         self._reports: list[tuple[int, Message]] = []
-        self._cut_short: list[tuple[Live, Key]] = []
+        self._cut_short: list[Live] = []
         self._telling: dict[int, Live] = {}
         self._pace = Pace()
         self._draining = self._leaving = False
@@ -481,11 +481,16 @@ class Pool(Claiming):
         return offer not in self._guests and all(offer != number for number, _ in self._reports)
 
     def _begin_again(self) -> None:
-        """Bodies that the store's trouble has ended begin again once it can be reached; no attempt is used up."""
+        """Bodies that the store's trouble has ended begin again once it can be reached; no attempt is used up.
+
+        The store says which: a transaction's own commit may have come through although nobody was told.
+        """
         if self._cut_short:
-            cut_short, self._cut_short = self._cut_short, []
+            cut_short, self._cut_short = dict.fromkeys(self._cut_short), []
             self._compare()
-            self._ready.extend(each for each in cut_short if self._works_on(each[0]))
+            for live in cut_short:
+                if self._works_on(live):
+                    self._redo(live)
 
     # --- trouble with single ones ---
 
@@ -520,7 +525,7 @@ class Pool(Claiming):
             return True
         if isinstance(fatal.error, PASSING):  # it wanted a transaction of a store that could not be reached
             if self._flights.land(job):
-                self._cut_short.append((job.live, job.key))
+                self._cut_short.append(job.live)
             return True
         if not isinstance(fatal.error, (SystemExit, KeyboardInterrupt)):
             return False

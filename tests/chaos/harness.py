@@ -344,7 +344,7 @@ class Chaos:
         counts.update({"re-runs": self.reruns(lines), **found})
         counts.update({"wrong outputs": len(wrong), "broken promises": len(broken)})
         self._take_times(lines)
-        assert (found, wrong, broken) == (dict.fromkeys(found, 0), {}, []), self.logs()
+        assert (found, wrong, broken) == (dict.fromkeys(found, 0), {}, []), f"{broken}\n{self.logs()}"
 
     def reruns(self, lines: list[Line]) -> int:
         """Count the starts of attempts that had started before."""

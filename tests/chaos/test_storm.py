@@ -1,6 +1,6 @@
 """Everything at once, while money is moved: two, three and eight workers, two of which share a name.
 
-It takes a minute and wants the machine for itself, as leases of two seconds run against real clocks, so it is asked for:
+It takes a minute and wants the machine for itself, as leases of two seconds run against real clocks. Ask for it:
 ``STEPWELL_CHAOS=1 python -m pytest -n 0 -s tests/chaos``; a greater number makes it so many times longer.
 """
 

@@ -151,11 +151,19 @@ class Threads:
                 self._rouse(max(1, self._count - self._idle))
 
 
+def _is_stopped(job: Job) -> bool:
+    """Whether a body must not begin any more. A process that was frozen finds its lease over before others tell it."""
+    lease = job.facts.room.lease
+    if lease is not None and not job.stopped and not lease.check():
+        job.stopped = "the lease is over"
+    return bool(job.stopped)
+
+
 def perform_here(cell: Cell, job: Job) -> Outcome | Fatal:
     """Run a sync body in the context that is entered, with ``cell`` as what its task context shows."""
     CURRENT.set(cell)
     try:
-        if job.stopped:  # while it waited for a thread
+        if _is_stopped(job):  # while it waited for a thread
             return failed(job, StepCancelled(f"{job.stopped}: {job.path}", job.path))
         return perform(job, cell)
     except BaseException as error:  # noqa: BLE001  # it is raised again in the caller's thread
@@ -206,7 +214,7 @@ class _Start:
         self.began = self.stopped = False
 
     def begin(self) -> None:
-        if self.job.stopped:
+        if _is_stopped(self.job):
             self.deliver(failed(self.job, StepCancelled(f"{self.job.stopped}: {self.job.path}", self.job.path)))
         elif not self.stopped:
             self.task = self.loop.create_task(self._run(), context=self.job.context)

@@ -19,7 +19,7 @@ FIRST = int(os.environ.get("STEPWELL_SIMULATION_FROM", "0"))
 PARTS = 3
 RARE = (
     "lost reply", "refused", "kill", "kill before", "kill after", "stall before", "drain", "leave", "outage",
-    "zombie starts", "held: interrupted", "held: quarantined", "others first", "others after", "late renewal",
+    "held: interrupted", "held: quarantined", "others first", "others after", "late renewal",
     "no word",
 )  # fmt: skip
 

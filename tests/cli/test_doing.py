@@ -210,6 +210,16 @@ def test_doctor_finds_a_sound_store_sound(stepwell):
     assert {"database", "permissions", "clock", "values", "stuck", "workers"} <= {f["check"] for f in findings}
 
 
+def test_doctor_finds_what_no_worker_takes_up(stepwell, monkeypatch):
+    """What has been due for too long is a problem, and the next command starts a worker for it."""
+    monkeypatch.setattr("stepwell.cli.checks.LATE_US", -1)
+    said = stepwell("doctor", "--json")
+    late = [finding for finding in said.json["findings"] if finding["check"] == "workers"]
+    assert said.code == 1
+    assert {finding["level"] for finding in late} == {"problem"}
+    assert all(finding["command"].startswith("stepwell worker MODULE:") for finding in late)
+
+
 def test_doctor_finds_what_the_code_does_not_have(stepwell):
     """Unfinished instances of workflows that are not named."""
     said = stepwell("doctor", stepwell.shop("checkout"))

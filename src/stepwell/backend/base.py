@@ -369,7 +369,8 @@ class Backend(Protocol):
     def hint(self) -> int:
         """Return a number that changes when another session may have written. Cheap; a poll needs nothing else.
 
-        Where word of others' writes may be lost on the way, the number also changes from time to time by itself.
+        A claim, or a step by which a holder's work goes on, need not change it: nobody else waits for that. Where word
+        of others' writes may be lost on the way, the number also changes from time to time by itself.
         """
         ...
 

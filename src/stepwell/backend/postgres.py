@@ -128,8 +128,8 @@ class PostgresBackend(ClaimStore):
                 f"{self.codec.id} ({type(self.codec).__name__}); pass codec= as when it was created"
             )
 
-    def _wrote(self, *, others_wait: bool = False) -> None:
-        self._hints.wrote(others_wait)
+    def _wrote(self) -> None:
+        self._hints.wrote()
 
     def _definitions(self, db: Db, numbers: set[int]) -> Mapping[int, tuple[str, str]]:
         if not numbers <= self._known.keys():  # what these connections see is committed and stays
@@ -169,7 +169,6 @@ class PostgresBackend(ClaimStore):
         names = [utf8(holder.name), utf8(holder.host), holder.pid, holder.started]
         values = token, lease_us, *names, utf8(holder.boot_id), utf8(holder.namespace)
         (number,) = self._write.once(lambda db: db.row(sql.OPEN_SESSION, *values)) or (0,)
-        self._wrote()
         return Session(number, token, lease_us)
 
     def renew(self, session: Session) -> None:
@@ -216,7 +215,7 @@ class PostgresBackend(ClaimStore):
         except _Known:
             return "known"
         if answer is not None:
-            self._wrote(others_wait=True)
+            self._wrote()
         return answer
 
     # --- reading ----------------------------------------------------------------------------------
@@ -267,9 +266,7 @@ class PostgresBackend(ClaimStore):
                 db.run(sql.REMOVE, int8s([row[0]]))
             return row is not None
 
-        if removed := self._write.together(work):
-            self._wrote()
-        return removed
+        return self._write.together(work)
 
     def purge(self, ended_before_us: int | None, keep: int | None, limit: int) -> int:
         check_purge(ended_before_us, keep)
@@ -284,9 +281,7 @@ class PostgresBackend(ClaimStore):
                 db.run(sql.REMOVE, int8s([number for (number,) in ids]))
             return len(ids)
 
-        if removed := self._write.together(work):
-            self._wrote()
-        return removed
+        return self._write.together(work)
 
     # --- whether to look --------------------------------------------------------------------------
 

@@ -76,10 +76,8 @@ class ClaimStore(Store):
         raise BackendUnavailable(f"instance {instance_id!r} is claimed by others again and again")
 
     def _claim_one(self, session: Session, number: int) -> bool:
-        claimed = self._claim.once(lambda db: db.row(claims.CLAIM_ONE, session.id, session.token, number)) is not None
-        if claimed:
-            self._wrote()
-        return claimed
+        values = session.id, session.token, number
+        return self._claim.once(lambda db: db.row(claims.CLAIM_ONE, *values)) is not None
 
     def _loaded_one(self, session: Session, number: int) -> Loaded | None:
         row = self._read.once(lambda db: db.row(sql.LOADED_OF, int8s([number])))
@@ -90,7 +88,6 @@ class ClaimStore(Store):
         found = self._claim_limited(session, want) if limited else self._claim_free(session, want)
         if not found:
             return []
-        self._wrote()
         rows = self._read.once(lambda db: db.rows(sql.LOADED_HELD, int8s(found), session.id))
         loaded = {row[0]: loaded_of(row, session.id) for row in rows}
         return [loaded[number] for number in found if number in loaded]
@@ -184,7 +181,7 @@ class ClaimStore(Store):
         if not live:
             raise lost()
         if freed:
-            self._wrote(others_wait=True)
+            self._wrote()
 
     # --- offers -------------------------------------------------------------------------------------
 
@@ -206,7 +203,7 @@ class ClaimStore(Store):
         if not live:
             raise lost()
         if new:
-            self._wrote(others_wait=True)
+            self._wrote()
 
     def offered(self, instance: int) -> Sequence[bytes]:
         return [step for (step,) in self._read.once(lambda db: db.rows(claims.OFFERED, instance))]
@@ -236,7 +233,6 @@ class ClaimStore(Store):
             others, found = self._claim.once(work)
         if not found:
             return []
-        self._wrote()
         return self._read.once(lambda db: _offered(db, session, found))
 
     def settle(self, session: Session, results: Sequence[tuple[int, Message]]) -> Sequence[bool]:
@@ -255,7 +251,7 @@ class ClaimStore(Store):
 
         answers = self._write.together(work)
         if any(answers):
-            self._wrote(others_wait=True)
+            self._wrote()
         return answers
 
     def hand_back(self, session: Session, offers: Sequence[int]) -> None:
@@ -266,7 +262,7 @@ class ClaimStore(Store):
             return bool(mine)
 
         if self._write.together(work):
-            self._wrote(others_wait=True)
+            self._wrote()
 
     def call_off(self, session: Session, instance: int, steps: Sequence[bytes], *, stop: bool) -> Sequence[bytes]:
         def work(db: Db) -> tuple[Sequence[bytes], bool]:
@@ -283,8 +279,8 @@ class ClaimStore(Store):
             return [step for step in dict.fromkeys(steps) if step in free], bool(free or (claimed and stop))
 
         gone, written = self._write.together(work)
-        if written:
-            self._wrote(others_wait=stop)
+        if written and stop:
+            self._wrote()
         return gone
 
     def called_off(self, session: Session, offers: Sequence[int]) -> Sequence[int]:
@@ -304,7 +300,7 @@ class ClaimStore(Store):
             return True
 
         if self._write.together(work):
-            self._wrote(others_wait=True)
+            self._wrote()
 
 
 def _looked(db: Db, session: Session, instance_id: str) -> Row | None:

@@ -36,7 +36,7 @@ from psycopg.rows import tuple_row
 from stepwell.errors import BackendUnavailable, Closed, OptionError, Unsupported, UsageError
 
 from .postgres_errors import AGAIN, NOT_PREPARED, UNKNOWN, Place, fail, is_final, is_gone
-from .postgres_pack import packed_value, type_of
+from .postgres_pack import packed_values, type_of
 from .postgres_runs import NotAdmitted, TryAgain
 from .postgres_wire import set_up
 
@@ -146,7 +146,7 @@ class Db:
         """Do the same in a third of the time: no step may cost more than it has to."""
         pgconn = self.connection.pgconn
         name = self._prepared.get(query)
-        packed = [packed_value(value) for value in values]
+        packed = packed_values(values)
         if name is None:
             name = b"stepwell_%d" % len(self._prepared)
             pgconn.send_prepare(name, self._texts[query], [type_of(value) for value in values])

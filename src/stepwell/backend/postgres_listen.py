@@ -3,7 +3,8 @@
 PostgreSQL can tell connections of each other's writes (NOTIFY, LISTEN). It is only a hint here: the payload is
 constant, the same few words are sent at most every few milliseconds, never inside a transaction that writes, and
 whoever waits looks once a second anyway, which is also what changes the number when nothing was heard. So a lost
-notification costs a second, and a pooler without LISTEN nothing more.
+notification costs a second, and a pooler without LISTEN nothing more. Who listens also tells, in the same thread: a
+write waits for nobody's being told of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from hashlib import blake2b
 from itertools import count
 from select import select
@@ -88,10 +89,11 @@ class Hints:
                     self._listener = Listener(self._server, self.channel, self.heard)
         return True
 
-    def wrote(self, others_wait: bool) -> None:
-        """Take note of a write of this backend, and tell other processes soon if they may wait for it."""
+    def wrote(self) -> None:
+        """Take note of a write that somebody may wait for, and let other processes know soon."""
         self.heard()
-        if not others_wait:
+        if self._listener is not None:
+            self._listener.tell()
             return
         with self._lock:
             if self._later is not None:
@@ -125,33 +127,52 @@ class Hints:
                 self._send()
         if listener is not None:
             listener.close()
+            if listener.untold and self._server.is_ours:
+                self._send()
 
 
 class Listener:
-    """A thread with a connection that listens, made again whenever it is lost or has stopped to answer."""
+    """A thread with a connection that listens, made again whenever it is lost or has stopped to answer.
+
+    It also tells others what this backend has written, so that whoever writes does not wait for that.
+
+    Attributes:
+        untold: whether there is something to tell that was not sent yet.
+    """
 
     def __init__(self, server: Server, channel: str, heard: Callable[[], None]) -> None:
         self._server, self._channel, self._heard = server, channel, heard
         self._ours, self._theirs = socket.socketpair()
-        self._closing = False
+        self._ours.setblocking(False)
+        self._closing = self.untold = False
+        self._told_s = 0.0
         self._thread = threading.Thread(target=self._run, name="stepwell-listen", daemon=True)
         self._ready = threading.Event()
         self._thread.start()
         self._ready.wait(READY_S)
 
+    def tell(self) -> None:
+        """Tell others soon; what is told within a few milliseconds is told once."""
+        if not self.untold:
+            self.untold = True
+            self._wake()
+
     def close(self) -> None:
         self._closing = True
-        with suppress(OSError):
-            self._theirs.send(b"x")
+        self._wake()
         if threading.current_thread() is not self._thread and self._server.is_ours:
             self._thread.join(ANSWER_S)
         self._theirs.close()
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._theirs.send(b"x")
 
     def _run(self) -> None:
         tries = 0
         while not self._closing:
             try:
-                with self._server.connect() as connection:
+                with closing(self._server.connect()) as connection:
                     connection.execute(f"LISTEN {self._channel}".encode())
                     self._ready.set()
                     if tries:
@@ -161,6 +182,7 @@ class Listener:
             except (psycopg.Error, OSError, StepwellError):
                 tries += 1
             self._ready.set()
+            self._drain()
             if not self._closing:
                 select([self._ours], [], [], random.uniform(0.3, 1) * PAUSE_S[min(tries, len(PAUSE_S) - 1)])  # noqa: S311
         self._ours.close()
@@ -173,11 +195,11 @@ class Listener:
             now = time.monotonic()
             if asked_s and now - asked_s > ANSWER_S:
                 return
-            if not asked_s and now - heard_s > HEALTH_S:
-                pgconn.send_query(b"SELECT 1")
+            if not asked_s and (query := self._query(now, heard_s)):
+                pgconn.send_query(query)
                 asked_s = now
-            sources: list[int] = [pgconn.socket, self._ours.fileno()]
-            ready, _, _ = select(sources, [], [], ANSWER_S if asked_s else HEALTH_S)
+            ready, _, _ = select([pgconn.socket, self._ours.fileno()], [], [], self._patience_s(asked_s, now))
+            self._drain()
             if pgconn.socket not in ready:
                 continue
             heard_s = time.monotonic()
@@ -189,9 +211,27 @@ class Listener:
             if _notified(pgconn):
                 self._heard()
 
+    def _query(self, now: float, heard_s: float) -> bytes:
+        """Return what is to be said to the server now, if anything."""
+        if self.untold and now - self._told_s >= APART_S:
+            self.untold, self._told_s = False, now  # in this order: what is written from now on is told again
+            return f"NOTIFY {self._channel}".encode()
+        return b"SELECT 1" if now - heard_s > HEALTH_S else b""
+
+    def _patience_s(self, asked_s: float, now: float) -> float:
+        if asked_s:
+            return ANSWER_S
+        return max(self._told_s + APART_S - now, 0.0) if self.untold else HEALTH_S
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            while self._ours.recv(64):
+                continue
+
 
 def _notified(pgconn: PGconn) -> bool:
+    """Whether others have told something; what this very connection has told comes back to it, too."""
     found = False
-    while pgconn.notifies() is not None:
-        found = True
+    while (told := pgconn.notifies()) is not None:
+        found = found or told.be_pid != pgconn.backend_pid
     return found

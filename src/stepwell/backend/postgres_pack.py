@@ -10,9 +10,9 @@ Text is sent as bytes: PostgreSQL's text knows no NUL, no lone surrogate, and eq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct, pack
-from typing import Final
+from typing import Any, Final
 
 INT8: Final = 20
 BYTEA: Final = 17
@@ -75,16 +75,22 @@ def from_utf8(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-def packed_value(value: object) -> bytes | None:
-    """Return a parameter as it is sent."""
-    if value is None or isinstance(value, bytes):
-        return value
-    if isinstance(value, bool):
-        return b"\1" if value else b"\0"
-    if isinstance(value, int):
-        return _INT(value)
-    assert isinstance(value, str)
-    return value.encode()
+def packed_values(values: Sequence[object]) -> list[bytes | None]:
+    """Return parameters as they are sent."""
+    return [_PACKED[value.__class__](value) for value in values]
+
+
+def _as_it_is(value: object) -> bytes | None:
+    assert value is None or isinstance(value, bytes)
+    return value
+
+
+_PACKED: Final[dict[type, Callable[[Any], bytes | None]]] = {
+    int: _INT,
+    bool: lambda value: b"\1" if value else b"\0",
+    str: str.encode,
+    **dict.fromkeys((bytes, Int8s, Byteas, Texts, type(None)), _as_it_is),
+}
 
 
 def type_of(value: object) -> int:

@@ -79,6 +79,16 @@ def is_plain(session: Session | None, changes: Sequence[Change]) -> bool:
     return True
 
 
+def is_lone(session: Session | None, changes: Sequence[Change]) -> bool:
+    """Whether this is one step of one instance that goes on."""
+    if session is None or len(changes) != 1:
+        return False
+    (change,) = changes
+    if change.rest is not None or change.taken or change.message_ids or len(change.entries) != 1:
+        return False
+    return change.entries[0].seq == change.base + 1 > 1
+
+
 def is_numbered(change: Change) -> bool:
     seq = change.base
     for entry in change.entries:

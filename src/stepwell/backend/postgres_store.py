@@ -39,6 +39,7 @@ from .postgres_rows import (
     header_of,
     holder_name,
     holder_of,
+    is_lone,
     is_numbered,
     is_plain,
     loaded_of,
@@ -56,8 +57,8 @@ class Store:
     def __init__(self, write: Runs, read: Runs) -> None:
         self._write, self._read = write, read
 
-    def _wrote(self, *, others_wait: bool = False) -> None:
-        """Take note of a write. ``others_wait``: other processes may be waiting for it."""
+    def _wrote(self) -> None:
+        """Take note of a write that others may wait for; a claim or a step of somebody's own work is none."""
 
     # --- who holds what -----------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ class Store:
             return True
 
         if ended := lines.together(end):
-            self._wrote(others_wait=True)
+            self._wrote()
         return ended
 
     def _end_holders(self, instances: Sequence[int], mine: int) -> None:
@@ -88,21 +89,17 @@ class Store:
     # --- definitions --------------------------------------------------------------------------------
 
     def register(self, name: str, fingerprint: str, plan: bytes) -> int:
-        def work(db: Db) -> tuple[int, bool]:
+        def work(db: Db) -> int:
             key = utf8(name), utf8(fingerprint)
             row = db.row(sql.DEFINITION_ID, *key, plan)
             if row is None:
                 row = db.row(sql.NEW_DEFINITION, *key, plan)
                 assert row is not None
-                return row[0], True
-            if not row[1]:
+            elif not row[1]:
                 db.run(sql.TUNED_DEFINITION, plan, row[0])
-            return row[0], not row[1]
+            return int(row[0])
 
-        number, written = self._write.once(work)
-        if written:
-            self._wrote()
-        return number
+        return self._write.once(work)
 
     def _definitions(self, db: Db, numbers: set[int]) -> Mapping[int, tuple[str, str]]:
         """Return names and fingerprints of definitions, which may be ones that are not committed yet."""
@@ -121,8 +118,8 @@ class Store:
             answers = self._write.once(lambda db: self._create_all(db, session, creations, nonce))
         else:
             answers = self._write.together(lambda db: self._create_in_turn(db, session, creations, nonce))
-        if any(isinstance(answer, Created) for answer in answers):
-            self._wrote(others_wait=any(not each.claim for each in creations) or session is None)
+        if any(_is_news(session, *each) for each in zip(creations, answers, strict=True)):
+            self._wrote()
         return answers
 
     def _create_all(self, db: Db, session: Session | None, creations: Sequence[Creation], nonce: int) -> list[Answer]:
@@ -237,13 +234,16 @@ class Store:
     def commit(self, session: Session | None, changes: Sequence[Change]) -> Sequence[Outcome]:
         attempt = _Attempt(session, changes)
         try:
+            if is_lone(session, changes):
+                return self._write.once(attempt.step)
             if not is_plain(session, changes):
                 raise NotAdmitted
             outcomes = self._write.once(attempt.at_once)
         except NotAdmitted:
             outcomes = self._commit_in_turn(session, changes, attempt)
-        if any(each != "conflict" and each != "held" for each in outcomes):
-            self._wrote(others_wait=session is None or any(_is_left(each.rest) for each in changes))
+        landed = any(each != "conflict" and each != "held" for each in outcomes)
+        if landed and (session is None or any(each.rest is not None for each in changes)):
+            self._wrote()
         return outcomes
 
     def _commit_in_turn(
@@ -354,31 +354,31 @@ class _Attempt:
         self._nonce = self._nonce or secrets.randbits(62) + 1
         return self._nonce
 
+    def step(self, db: Db) -> Sequence[Outcome]:
+        """Write a lone step, which most commits are, if it is admitted, or raise ``NotAdmitted``."""
+        self.doubt = self.doubt or db.doubt
+        session, (change,) = self._session, self._changes
+        assert session is not None
+        (entry,) = change.entries
+        values = entry.seq, entry.at_us, entry.took_us, entry.facts, entry.output
+        if not db.run(sql.STEP, session.id, session.token, change.instance, *values):
+            raise NotAdmitted
+        return ["done"]
+
     def at_once(self, db: Db) -> Sequence[Outcome]:
         """Write changes of which all are admitted, or raise ``NotAdmitted``."""
         self.doubt = self.doubt or db.doubt
         session, changes = self._session, self._changes
         assert session is not None
-        outcomes: list[Outcome]
         if all(change.rest is None and not change.taken for change in changes):
-            if not self._append(db, session, changes):
+            if not db.run(sql.STEPS, *steps(session, changes)):
                 raise NotAdmitted
-            outcomes = ["done"] * len(changes)
-            return outcomes
+            return ["done"] * len(changes)
         values = steps(session, changes), rests(changes, self.nonce)
         count, mail = db.row(sql.RESTS, *values[0], *values[1]) or (0, None)
         if count != len(changes):
             raise NotAdmitted
-        outcomes = ["mail" if mail and each.instance in mail else "done" for each in changes]
-        return outcomes
-
-    @staticmethod
-    def _append(db: Db, session: Session, changes: Sequence[Change]) -> int:
-        if len(changes) == 1 and len(changes[0].entries) == 1:
-            (entry,) = changes[0].entries
-            values = entry.seq, entry.at_us, entry.took_us, entry.facts, entry.output
-            return db.run(sql.STEP, session.id, session.token, changes[0].instance, *values)
-        return db.run(sql.STEPS, *steps(session, changes))
+        return ["mail" if mail and each.instance in mail else "done" for each in changes]
 
 
 # --- sessions and messages, inside a transaction ------------------------------------------------------
@@ -450,5 +450,6 @@ def _is_new_and_plain(creation: Creation) -> bool:
     return creation.replacing is None and not creation.run and not creation.messages and not creation.message_ids
 
 
-def _is_left(rest: Rest | None) -> bool:
-    return rest is not None and (rest.release or rest.state in ENDED)
+def _is_news(session: Session | None, creation: Creation, answer: Answer) -> bool:
+    """Whether somebody is to take up what was created, or has to hear that it took a place."""
+    return isinstance(answer, Created) and (session is None or not creation.claim or creation.replacing is not None)

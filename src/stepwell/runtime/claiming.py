@@ -99,7 +99,7 @@ class Claiming(Drive):
         return bool(self._ready) or self._take(self._space()) or not self._lives
 
     def _wait(self) -> Wait | None:
-        if not self._learned and self._space() > 0:
+        if not self._learned and self._may_learn():
             self._learn_next()
         next_us = self._next_us()
         if next_us is not None and next_us <= self.room.clock.now_us():
@@ -148,6 +148,10 @@ class Claiming(Drive):
             if live is not None:
                 self._go_on_with(live, loaded)
         return found
+
+    def _may_learn(self) -> bool:
+        """Whether this is a moment to learn what is due next, which costs a call for each workflow."""
+        return self._space() > 0
 
     def _learn_next(self) -> None:
         """Learn which graphs there are that this code can go on from, and when the first instance is due."""

@@ -43,6 +43,8 @@ SLOW_US: Final = 1_000_000  # a body is thought to take so long until some have 
 WINDOW: Final = 2  # so many times its concurrency may be on offer to others
 PATIENCE_US: Final = 250_000  # so long others may take first what has failed here
 GATHER_NS: Final = 1_000_000  # a commit waits so long at most for quick steps that are about to end
+AGAIN_NS: Final = 5_000_000  # so long after a claim it is asked for the rest: what was claimed goes first
+LEARN_NS: Final = 1_000_000_000  # a worker that claims all the time asks this often at least what else there is
 
 
 class Drain:
@@ -114,6 +116,8 @@ class Pool(Claiming):
         self._pace = Pace()
         self._draining = self._leaving = False
         self._asked, self._poll_at, self._polls = -1, 0, 0
+        self._learned_ns = 0
+        self._again = False  # something was claimed a moment ago, and there may be more of another kind
         self._guest_hint = -1
         self._stirred = self._heard = False
         self._unwatch: Callable[[], None] | None = None
@@ -231,11 +235,22 @@ class Pool(Claiming):
         due = self._due_us is not None and self._due_us <= self.room.clock.now_us()
         if hint == self._asked and now_ns < self._poll_at and not due:
             return False
-        self._look_at, self._polls = 0, self._polls + (hint == self._asked)
+        self._look_at, self._polls = 0, self._polls + (hint == self._asked and not self._again)
         taken = super()._take(limit)
-        if not taken and limit > 0:
+        self._again = taken and self._look_at > 0
+        if self._again:
+            self._asked, self._poll_at = hint, now_ns + AGAIN_NS
+        elif not taken and limit > 0:
             self._asked, self._poll_at = hint, now_ns + self._jittered() * 1_000
         return taken
+
+    def _may_learn(self) -> bool:
+        soon = self._again and time.perf_counter_ns() - self._learned_ns < LEARN_NS
+        return not soon and super()._may_learn()
+
+    def _learn_next(self) -> None:
+        self._learned_ns = time.perf_counter_ns()
+        super()._learn_next()
 
     def _space(self) -> int:
         if self._draining:
@@ -297,7 +312,11 @@ class Pool(Claiming):
         self._thin_backlog()
         self._send_reports()
         wait = super()._wait()
-        if wait is None or self._unwatch is None:  # a store that tells of nothing is asked in short intervals
+        if wait is None:
+            return None
+        if self._again:
+            return wait._replace(poll_us=AGAIN_NS // 1_000)
+        if self._unwatch is None:  # a store that tells of nothing is asked in short intervals
             return wait
         return wait._replace(poll_us=AHEAD_NS // 1_000 if self._backlog else self._jittered())
 
@@ -390,8 +409,8 @@ class Pool(Claiming):
 
     def _claim(self, limit: int) -> Sequence[Loaded]:
         if not self._lives:  # whoever is idle begins sooner this way; others first help to end what has begun
-            found = super()._claim(limit)
-            self._take_offers()
+            if not (found := super()._claim(limit)):
+                self._take_offers()
             return found
         self._take_offers()
         return super()._claim(limit)

@@ -107,11 +107,11 @@ class Reading(Examiner):
         assert stuck.reason
 
     def test_the_hint_changes_with_a_write(self, backend: Backend) -> None:
-        """Every kind of write that another session may care about moves it."""
+        """Every kind of write that another session may wait for moves it."""
         ann, seen = session_of(backend), [backend.hint()]
-        header = start(backend, ann)
+        header = start(backend, None)
         seen.append(backend.hint())
-        backend.commit(ann, [change(header)])
+        backend.commit(ann, [change(header, rest=replace(RUNNING, due_us=None, release=False))])
         seen.append(backend.hint())
         backend.post(header.instance, signal())
         seen.append(backend.hint())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from stepwell import OptionError
-from stepwell.runtime.clock import AsyncMailbox, Mailbox, SystemClock, Wait
+from stepwell.runtime.clock import AsyncMailbox, Mailbox, Polling, SystemClock, Wait
 from stepwell.testing import VirtualClock
 
 
@@ -83,3 +83,13 @@ def test_an_async_mailbox_outlives_its_loop() -> None:
     loop.close()
     mailbox.put("late")
     assert mailbox.drain() == ["late"]
+
+
+def test_polling_is_quick_at_first_and_never_slower_than_it_may_be() -> None:
+    """A fiftieth of what was waited already, a millisecond at least; what comes begins it anew."""
+    polling = Polling(50_000)
+    polling.came(0)
+    waits = [polling.pause_us(seconds * 1_000_000) for seconds in (0, 100, 1_000, 2_500, 9_999_999)]
+    assert waits == [1_000, 2_000, 20_000, 50_000, 50_000]
+    polling.came(10_000_000_000)
+    assert polling.pause_us(10_000_000_000) == 1_000

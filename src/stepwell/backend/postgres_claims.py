@@ -61,23 +61,22 @@ class ClaimStore(Store):
 
     def claim(self, session: Session, instance_id: str) -> Loaded | None:
         for _ in range(TRIES_MAX):
+            if (claimed := self._claim_one(session, instance_id)) is not None:
+                return self._loaded_one(session, claimed)
             row = self._claim.once(lambda db: _looked(db, session, instance_id))
             if row is None:
                 return None
             number, ended, *holder = row
-            if ended or holder[0] == session.id:
+            if ended or holder[0] == session.id or (holder[0] is not None and holder_name(tuple(holder)) is not None):
                 return self._loaded_one(session, number)
             if holder[0] is not None:
-                if holder_name(tuple(holder)) is not None:
-                    return self._loaded_one(session, number)
                 self._end_over(self._claim, holder[0])
-            elif self._claim_one(session, number):
-                return self._loaded_one(session, number)
         raise BackendUnavailable(f"instance {instance_id!r} is claimed by others again and again")
 
-    def _claim_one(self, session: Session, number: int) -> bool:
-        values = session.id, session.token, number
-        return self._claim.once(lambda db: db.row(claims.CLAIM_ONE, *values)) is not None
+    def _claim_one(self, session: Session, instance_id: str) -> int | None:
+        values = session.id, session.token, utf8(instance_id)
+        row = self._claim.once(lambda db: db.row(claims.CLAIM_ONE, *values))
+        return int(row[0]) if row is not None else None
 
     def _loaded_one(self, session: Session, number: int) -> Loaded | None:
         row = self._read.once(lambda db: db.row(sql.LOADED_OF, int8s([number])))

@@ -48,7 +48,7 @@ STATEMENT_S: Final = 30
 LOCK_S: Final = 5
 REPLY_GRACE_S: Final = 10  # past its own limit the server answers; if not, nobody is there any more
 PAUSE_S: Final = (0.005, 0.05, 0.2, 0.5, 1.0)
-PREPARE_AFTER: Final = 1
+PREPARE_AFTER: Final = 0
 POLL_MS: Final = 1000
 _GOOD: Final = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 # What a role or database may have set otherwise. "idle_session_timeout" came with 14, "transaction_timeout" with 17.

@@ -219,12 +219,12 @@ SELECT (SELECT name FROM @session WHERE id = (SELECT id FROM me)), (SELECT array
 """
 LAST_RUN: Final = "SELECT id, run FROM @instance WHERE instance_id = $1 AND NOT replaced"
 
-DEFINITION_ID: Final = "SELECT id, plan = $3 FROM @definition WHERE name = $1 AND fingerprint = $2"
+DEFINITION_ID: Final = "SELECT id, digest = $3 FROM @definition WHERE name = $1 AND fingerprint = $2"
 NEW_DEFINITION: Final = """
-INSERT INTO @definition (name, fingerprint, plan) VALUES ($1, $2, $3)
-ON CONFLICT (name, fingerprint) DO UPDATE SET plan = excluded.plan RETURNING id
+INSERT INTO @definition (name, fingerprint, digest, plan) VALUES ($1, $2, $3, $4)
+ON CONFLICT (name, fingerprint) DO UPDATE SET digest = excluded.digest, plan = excluded.plan RETURNING id
 """
-TUNED_DEFINITION: Final = "UPDATE @definition SET plan = $1 WHERE id = $2"
+TUNED_DEFINITION: Final = "UPDATE @definition SET digest = $1, plan = $2 WHERE id = $3"
 DEFINITIONS: Final = "SELECT id, name, fingerprint FROM @definition WHERE id = ANY($1)"
 PLAN: Final = "SELECT plan FROM @definition WHERE name = $1 AND fingerprint = $2"
 META: Final = "SELECT key, value FROM @meta"

@@ -59,7 +59,9 @@ WAIT_FOR_CLAIM: Final = "SELECT id FROM @session WHERE id = $1 AND token = $2 FO
 
 CLAIM_ONE: Final = """
 WITH me AS MATERIALIZED (SELECT id FROM @session WHERE id = $1 AND token = $2 FOR KEY SHARE)
-UPDATE @agenda a SET session = me.id FROM me WHERE a.instance = $3 AND a.session IS NULL RETURNING a.instance
+UPDATE @agenda a SET session = me.id FROM me WHERE a.session IS NULL
+    AND a.instance = (SELECT i.id FROM @instance i WHERE i.instance_id = $3 AND NOT i.replaced AND i.ended_us IS NULL)
+RETURNING a.instance
 """
 LOOK: Final = f"""
 SELECT i.id, i.ended_us IS NOT NULL, {HOLDER} FROM @instance i LEFT JOIN @agenda a ON a.instance = i.id

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 from stepwell.errors import LeaseLost, OptionError
@@ -90,13 +91,13 @@ class Store:
 
     def register(self, name: str, fingerprint: str, plan: bytes) -> int:
         def work(db: Db) -> int:
-            key = utf8(name), utf8(fingerprint)
-            row = db.row(sql.DEFINITION_ID, *key, plan)
+            key = utf8(name), utf8(fingerprint), blake2b(plan, digest_size=16).digest()
+            row = db.row(sql.DEFINITION_ID, *key)
             if row is None:
                 row = db.row(sql.NEW_DEFINITION, *key, plan)
                 assert row is not None
             elif not row[1]:
-                db.run(sql.TUNED_DEFINITION, plan, row[0])
+                db.run(sql.TUNED_DEFINITION, key[-1], plan, row[0])
             return int(row[0])
 
         return self._write.once(work)

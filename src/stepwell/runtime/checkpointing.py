@@ -14,7 +14,7 @@ from stepwell.timing import SECOND_US, Duration, duration_us
 from stepwell.types import ConflictPolicy
 
 from . import session, starting
-from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox, Wait
+from .clock import AnyMailbox, AsyncMailbox, Clock, Mailbox
 from .drive import Drive
 from .drivers import check_no_loop, run_async, run_sync
 from .ending import InstanceStatus
@@ -91,17 +91,6 @@ class _Base:
 
     def _resuming(self, workflow: object, instance_id: str) -> Enter:
         return lambda drive: [session.resume(drive, self._room.prepare(workflow), instance_id)]
-
-    def _until(self, timeout: Duration | None) -> int | None:
-        return None if timeout is None else self._room.clock.now_us() + duration_us(timeout, "timeout")
-
-    def _next_look(self, instance_id: str, until_us: int | None) -> Wait:
-        if until_us is not None and self._room.clock.now_us() >= until_us:
-            raise TimeoutError(
-                f"instance {instance_id!r} has not come to rest within the timeout; it goes on all the same, and "
-                f"client.explain() says what it waits for"
-            )
-        return Wait(until_us, False, self._room.poll_us)
 
     def _statuses(self, entered: Iterable[session.Entered]) -> list[InstanceStatus]:
         return [session.status_from(self._room, each.instance_id) for each in entered]
@@ -213,10 +202,8 @@ class CheckpointingRunner(_Base):
             InstanceNotFound, InstanceConflict: there is no such instance, or it is of another workflow.
         """
         check_no_loop("CheckpointingRunner")
-        mailbox, until_us = Mailbox(), self._until(timeout)
-        while (loaded := session.at_rest(self._room, self._room.prepare(workflow).workflow, instance_id)) is None:
-            mailbox.wait(self._room.clock.timeout_s(self._next_look(instance_id, until_us)))
-        return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
+        self._room.prepare(workflow)
+        return self.client.result(instance_id, workflow, timeout=timeout)
 
     def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """Continue every instance of these workflows that can go on and that no live session holds.
@@ -323,12 +310,8 @@ class AsyncCheckpointingRunner(_Base):
 
     async def result(self, workflow: Workflow[Any, Out], instance_id: str, *, timeout: Duration | None = None) -> Out:
         """See :meth:`CheckpointingRunner.result`."""
-        import asyncio
-
-        mailbox, until_us = AsyncMailbox(asyncio.get_running_loop()), self._until(timeout)
-        while (loaded := session.at_rest(self._room, self._room.prepare(workflow).workflow, instance_id)) is None:
-            await mailbox.wait(self._room.clock.timeout_s(self._next_look(instance_id, until_us)))
-        return session.output_of(self._room, session.Entered(self._room.prepare(workflow), None, loaded))  # type: ignore[no-any-return]
+        self._room.prepare(workflow)
+        return await self.client.result(instance_id, workflow, timeout=timeout)
 
     async def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """See :meth:`CheckpointingRunner.recover`."""

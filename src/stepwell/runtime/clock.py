@@ -25,6 +25,25 @@ class Wait(NamedTuple):
     wake: Callable[[object], None] | None = None
 
 
+class Polling:
+    """When to look again for what nobody tells of: soon at first, then ever later, as long as nothing comes.
+
+    Whoever has waited for a second is kept waiting for a fiftieth of it more, and never longer than ``longest_us``.
+    """
+
+    def __init__(self, longest_us: int) -> None:
+        self._longest_us, self._since_ns = longest_us, 0
+
+    def came(self, now_ns: int) -> None:
+        """Something has come just now, so there may soon be more."""
+        self._since_ns = now_ns
+
+    def pause_us(self, now_ns: int) -> int:
+        """Return how long to wait until the next look."""
+        waited_us = (now_ns - self._since_ns) // 1_000
+        return min(max(waited_us // _SHARE, _SHORTEST_US), self._longest_us)
+
+
 class Clock(Protocol):
     """Where moments come from. A test gives its own and moves it by hand."""
 
@@ -50,6 +69,8 @@ class SystemClock:
         return min(min(ends) / 1e6, _LONGEST_WAIT_S) if ends else None
 
 
+_SHARE: Final = 50
+_SHORTEST_US: Final = 1_000
 _LONGEST_WAIT_S: Final = 3_600.0  # a suspended machine or a stepped clock is noticed within the hour
 
 

@@ -21,7 +21,7 @@ from stepwell.flow.plan import Key
 
 from . import observed
 from .arrivals import Kept, Lapsed, News, Posted, Replaced, event_of_failure, timed_out
-from .clock import AnyMailbox, Wait
+from .clock import AnyMailbox, Polling, Wait
 from .context import CURRENT
 from .desk import Desk
 from .hands import Fatal, perform_apart
@@ -57,6 +57,7 @@ class Drive(Desk):
         super().__init__(room, mailbox, stay=stay, loop=loop)
         self._at_once = self._keep_at_once
         self._has_thread = self.lends_thread and loop is None
+        self._polling = Polling(room.poll_us)
         self._gate: Callable[[Live, Key, Body], bool] | None = None
 
     def __enter__(self) -> Self:
@@ -100,6 +101,8 @@ class Drive(Desk):
 
     def _wake_up(self, came: Sequence[object]) -> None:
         """Take in what has come; what has ended is made safe before anything else is asked for."""
+        if came:
+            self._polling.came(time.perf_counter_ns())
         self._take_in(came)
         self._commit()
         self._read_mail()
@@ -247,7 +250,7 @@ class Drive(Desk):
         if until is not None and until <= self.room.clock.now_us():
             self._fire()
             return None
-        poll_us = self.room.poll_us if self.room.backend is not None else None
+        poll_us = self._polling.pause_us(time.perf_counter_ns()) if self.room.backend is not None else None
         return Wait(until, self._flights.count > 0, poll_us, self.mailbox.put)
 
     def _next_us(self) -> int | None:
@@ -291,6 +294,7 @@ class Drive(Desk):
         hint = backend.hint()
         if hint == self._hint:
             return
+        self._polling.came(self._mail_at)
         self._unsure = self.lives()
         by_number = {live.instance: live for live in self._unsure}
         for number, messages in self.room.fenced(backend.mail).items():

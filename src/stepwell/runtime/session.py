@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from stepwell.backend.base import Change, Header, Loaded, Message
 from stepwell.codec import type_name
 from stepwell.engine.frontier import Frontier
-from stepwell.errors import AlreadyRunning, DecodeError, InstanceConflict
+from stepwell.errors import AlreadyRunning, DecodeError
 from stepwell.flow.plan import Plan
 from stepwell.types import ENDED, RESTING, check_instance_id
 
@@ -23,8 +23,6 @@ from .requests import request
 from .stored import load, missing, stored_plan
 
 if TYPE_CHECKING:
-    from stepwell.flow.workflow import AnyWorkflow
-
     from .drive import Drive
     from .invoke import Prepared
     from .room import Room
@@ -173,21 +171,6 @@ def output_of(room: Room, entered: Entered) -> Any:
         what = f"the output of workflow {workflow.name!r} in instance {entered.instance_id!r}"
         text = f"{what} cannot be read as {type_name(workflow.output_type)}, which it declares: {error}"
         raise type(error)(text, error.path) from error
-
-
-def at_rest(room: Room, workflow: AnyWorkflow, instance_id: str) -> Loaded | None:
-    """Return an instance that has ended, or is held or paused; ``None`` while it goes on.
-
-    Raises:
-        InstanceNotFound, InstanceConflict.
-    """
-    assert room.backend is not None
-    header = room.backend.header(check_instance_id(instance_id))
-    if header is None:
-        raise missing(room.backend, instance_id)
-    if header.workflow != workflow.name:
-        raise InstanceConflict(instance_id, f"it belongs to workflow {header.workflow!r}, not {workflow.name!r}")
-    return load(room, instance_id) if header.state in RESTING else None
 
 
 def ending_of(room: Room, entered: Entered) -> Ending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from stepwell.errors import DecodeError, InstanceConflict
 from stepwell.timing import Duration, duration_us
 from stepwell.types import RESTING, check_instance_id
 
-from .clock import AnyMailbox, Wait
+from .clock import AnyMailbox, Polling, Wait
 from .ending import Ending
 from .session import stored_ending
 from .stored import load, missing
@@ -42,7 +43,8 @@ class Rest:
         self._room, self._workflow = room, workflow
         self._instance_id = check_instance_id(instance_id)
         self._until_us = None if timeout is None else room.clock.now_us() + duration_us(timeout, "timeout")
-        self._hint = -1
+        self._hint, self._polling = -1, Polling(room.poll_us)
+        self._polling.came(time.perf_counter_ns())
         self._ending: Ending | None = None
 
     def reached(self) -> bool:
@@ -76,7 +78,8 @@ class Rest:
                 f"instance {self._instance_id!r} has not come to rest within the timeout; it goes on all the same, and "
                 f"client.explain() says what it waits for"
             )
-        return self._room.clock.timeout_s(Wait(self._until_us, False, self._room.poll_us))
+        poll_us = self._polling.pause_us(time.perf_counter_ns())
+        return self._room.clock.timeout_s(Wait(self._until_us, False, poll_us))
 
     def output(self) -> object:
         """Return the output, or raise what the instance came to instead."""

@@ -15,6 +15,7 @@ CREATE TABLE @definition (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name        bytea NOT NULL,
     fingerprint bytea NOT NULL,
+    digest      bytea NOT NULL,                 -- of the plan: whoever registers the same one again sends no more
     plan        bytea NOT NULL,
     UNIQUE (name, fingerprint)
 );

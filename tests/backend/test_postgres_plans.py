@@ -12,7 +12,18 @@ from stepwell.backend.base import Change, Created, Creation, Entry, Offer, Rest,
 from stepwell.backend.postgres import PostgresBackend
 from stepwell.backend.postgres_lines import Db
 from stepwell.backend.postgres_pack import type_of
-from stepwell.testing.sample import T0, change, creation, definition_of, entries, outcome, session_of, signal, start
+from stepwell.testing.sample import (
+    T0,
+    change,
+    creation,
+    definition_of,
+    entries,
+    header_of,
+    outcome,
+    session_of,
+    signal,
+    start,
+)
 
 from ..postgres import Server  # noqa: TID252 - the tests are not installed
 
@@ -98,6 +109,26 @@ def test_the_hot_statements_walk_along_indexes(backend: PostgresBackend, monkeyp
         ):
             bad[query] = shown
     assert not bad, "\n\n".join(f"{query}\n{shown}" for query, shown in bad.items())
+
+
+def test_a_loser_costs_its_neighbours_a_few_statements(
+    backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many share the commit: those that nothing is the matter with land in one statement all the same."""
+    ann, counted = session_of(backend), list[int]()
+    for many in (3, 60):
+        headers = [start(backend, ann, f"of-{many}-{n}") for n in range(many)]
+        changes = [change(header, base=1 if n else 7) for n, header in enumerate(headers)]
+        changes[-1] = change(headers[-1], rest=Rest("completed", b""))
+        sent = list[str]()
+        with monkeypatch.context() as patched:
+            for name in ("rows", "row", "run"):
+                method = getattr(Db, name)
+                patched.setattr(Db, name, lambda db, q, *v, m=method, s=sent: s.append(q) or m(db, q, *v))
+            assert backend.commit(ann, changes) == ["conflict", *["done"] * (many - 1)]
+        counted.append(len(sent))
+        assert [header_of(backend, each.instance_id).seq for each in headers] == [1, *[2] * (many - 1)]
+    assert counted[0] == counted[1] < 15
 
 
 def test_a_step_updates_nothing(backend: PostgresBackend, postgres_server: Server) -> None:

@@ -116,8 +116,12 @@ SELECT n, (SELECT array_agg(instance) FROM parked WHERE session IS NULL AND mail
 
 # --- one change at a time ---------------------------------------------------------------------------
 
-LOCK_AGENDA: Final = "SELECT 1 FROM @agenda WHERE instance = $1 FOR NO KEY UPDATE"
-LOCK_INSTANCE: Final = "SELECT 1 FROM @instance WHERE id = $1 FOR NO KEY UPDATE"
+LOCK_AGENDA: Final = "SELECT 1 FROM @agenda WHERE instance = ANY($1) ORDER BY instance FOR NO KEY UPDATE"
+LOCK_INSTANCE: Final = "SELECT 1 FROM @instance WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE"
+ENDS: Final = """
+SELECT a.instance, a.session, (SELECT j.seq FROM @journal j WHERE j.instance = a.instance ORDER BY j.seq DESC LIMIT 1)
+FROM @agenda a WHERE a.instance = ANY($1)
+"""
 STANDING: Final = """
 SELECT i.ended_us IS NOT NULL, i.replaced, a.session,
     (SELECT coalesce(max(j.seq), 0) FROM @journal j WHERE j.instance = i.id), i.nonce

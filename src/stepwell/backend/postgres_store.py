@@ -2,14 +2,15 @@
 
 How steps are written, since nearly everything is: one statement carries all changes of a commit as arrays. It locks the
 session against being ended, counts how many changes are admitted, and writes if that is all of them. Nothing is updated
-for a step but that lock; the next seq can be taken once, because it is the journal's key. Only if the count says no are
-the changes gone through one at a time, in a transaction, asking of each what is the matter.
+for a step but that lock; the next seq can be taken once, because it is the journal's key. Only if the count says no is
+it looked, in a transaction, what is the matter: most are written in one statement all the same, the rest one at a time.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, TypeAlias
 
@@ -220,7 +221,7 @@ class Store:
         """End the last run and close it to every further write, whoever holds it; return whether that was admitted."""
         if last != change.instance:
             return False
-        lock(db, last)
+        lock(db, [last])
         if not self._admits(db, change):
             return False
         self._append(db, change)
@@ -257,11 +258,31 @@ class Store:
                 live_name(db, session)
             moving = {each.rest.definition for each in changes if each.rest is not None}
             self._definitions(db, {each for each in moving if each is not None})
-            for number in sorted({change.instance for change in changes}):
-                lock(db, number)
-            return [self._commit_one(db, session, change, attempt) for change in changes]
+            lock(db, [change.instance for change in changes])
+            most = self._commit_most(db, session, changes, attempt)
+            return [most.get(at) or self._commit_one(db, session, each, attempt) for at, each in enumerate(changes)]
 
         return self._write.together(work)
+
+    def _commit_most(
+        self, db: Db, session: Session | None, changes: Sequence[Change], attempt: _Attempt
+    ) -> Mapping[int, Outcome]:
+        """Write at once what nothing is the matter with, so that one loser does not cost its neighbours much."""
+        if session is None or attempt.doubt:
+            return {}
+        times = Counter(change.instance for change in changes)
+        ends = {row[0]: row[1:] for row in db.rows(sql.ENDS, int8s([*times]))}
+        most = {
+            at: change
+            for at, change in enumerate(changes)
+            if times[change.instance] == 1
+            and ends.get(change.instance) == (session.id, change.base)
+            and is_plain(session, [change])
+        }
+        if not most:
+            return {}
+        outcomes = _Attempt(session, [*most.values()], attempt.nonce).at_once(db)
+        return dict(zip(most, outcomes, strict=True))
 
     def _commit_one(self, db: Db, session: Session | None, change: Change, attempt: _Attempt) -> Outcome:
         row = db.row(sql.STANDING, change.instance)
@@ -345,10 +366,10 @@ class Store:
 class _Attempt:
     """One commit, tried as a whole. ``doubt``: it may have landed without an answer; ``nonce`` tells its rests."""
 
-    def __init__(self, session: Session | None, changes: Sequence[Change]) -> None:
+    def __init__(self, session: Session | None, changes: Sequence[Change], nonce: int = 0) -> None:
         self._session, self._changes = session, changes
         self.doubt = False
-        self._nonce = 0
+        self._nonce = nonce
 
     @property
     def nonce(self) -> int:
@@ -433,13 +454,14 @@ def has_mail(db: Db, instance: int) -> bool:
     return db.row(sql.HAS_MAIL, instance) is not None
 
 
-def lock(db: Db, instance: int) -> None:
-    """Keep others from writing to an instance; a statement of its own, so that what follows sees what was waited for.
+def lock(db: Db, instances: Iterable[int]) -> None:
+    """Keep others from writing to instances; statements of their own, so that what follows sees what was waited for.
 
     The agenda's row first, as in :data:`.postgres_queries.RESTS`.
     """
-    db.rows(sql.LOCK_AGENDA, instance)
-    db.rows(sql.LOCK_INSTANCE, instance)
+    numbers = int8s(sorted({*instances}))
+    db.rows(sql.LOCK_AGENDA, numbers)
+    db.rows(sql.LOCK_INSTANCE, numbers)
 
 
 def _dead(db: Db, session_id: int) -> bool:

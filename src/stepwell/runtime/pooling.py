@@ -233,7 +233,9 @@ class Pool(Claiming):
         """Ask for work if others have written, if something of ours is due, or if it is time to ask all the same."""
         now_ns, hint = time.perf_counter_ns(), self._backend.hint()
         due = self._due_us is not None and self._due_us <= self.room.clock.now_us()
-        if hint == self._asked and now_ns < self._poll_at and not due:
+        if hint != self._asked:
+            self._polling.came(now_ns)
+        elif now_ns < self._poll_at and not due:
             return False
         self._look_at, self._polls = 0, self._polls + (hint == self._asked and not self._again)
         taken = super()._take(limit)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
 
 from .postgres import DSN, NoServer, Server
+from .scratch import open_scratch
 from .stores import KINDS, WATCHED, Stores
 
 # No wall clock decides about a test, and no run leaves files behind.
@@ -16,6 +18,22 @@ from .stores import KINDS, WATCHED, Stores
 settings.register_profile("stepwell", deadline=None, database=None, print_blob=True)
 settings.register_profile("ci", settings.get_profile("stepwell"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "stepwell")
+
+
+# --- where files are: see scratch.py ---------------------------------------------------------------
+
+_FAILED = pytest.StashKey[bool]()
+
+
+def _use_scratch(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or (scratch := open_scratch()) is None:
+        return  # a worker's files are below those of the process that started it
+    config.stash[_FAILED] = True  # until it is known better
+    config.add_cleanup(lambda: scratch.close(keep=config.stash[_FAILED]))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_FAILED] = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------
@@ -60,6 +78,9 @@ _STORES = pytest.StashKey[Stores]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _use_scratch(config)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background; children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "broken_store: the test damages a store on purpose, so it is not checked")
     stores = config.stash[_STORES] = Stores()
     stores.watch()

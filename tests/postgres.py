@@ -29,6 +29,8 @@ from urllib.parse import quote
 
 import psycopg
 
+from .scratch import DISK
+
 SOCKET_PATH_MAX = 100  # the kernel's limit is 107 bytes, 103 on macOS
 PATIENCE_S = 60.0
 USERS = ("postgres", "nobody")
@@ -42,6 +44,8 @@ SETTINGS = {
     "max_connections": "120",
     "jit": "off",
     "wal_level": "minimal",
+    "min_wal_size": "32MB",
+    "max_wal_size": "128MB",
     "max_wal_senders": "0",
     "restart_after_crash": "on",
     "timezone": "UTC",
@@ -146,7 +150,7 @@ class Server:
     """
 
     def __init__(self, settings: Mapping[str, str] = {}, *, durable: bool = True) -> None:
-        self.folder = _short_folder()
+        self.folder = _short_folder(durable)
         self.data = self.folder / "data"
         self.log = self.folder / "log"
         self.starts = 0
@@ -295,9 +299,12 @@ def _group(user: str) -> int:
     return pwd.getpwnam(user).pw_gid
 
 
-def _short_folder() -> Path:
-    """Make a folder whose socket fits into the kernel's limit, and into which the server's user may go."""
-    wanted = tempfile.gettempdir()
+def _short_folder(durable: bool) -> Path:
+    """Make a folder whose socket fits into the kernel's limit, and into which the server's user may go.
+
+    What is to be durable is on a disk, where the tests' other files may not be.
+    """
+    wanted = os.environ.get(DISK, tempfile.gettempdir()) if durable else tempfile.gettempdir()
     room = len(wanted) + len("/stepwell-pg-12345678/.s.PGSQL.5432.lock")
     folder = Path(tempfile.mkdtemp(prefix="stepwell-pg-", dir=wanted if room < SOCKET_PATH_MAX else "/tmp"))  # noqa: S108
     folder.chmod(0o755)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,11 +22,13 @@ from psycopg import sql
 from stepwell import InMemoryBackend, SqliteBackend
 from stepwell.backend.postgres import PostgresBackend
 from stepwell.cli.ledger import Reader
+from stepwell.codec import JsonCodec
 from stepwell.errors import BackendUnavailable, OptionError
 from stepwell.testing.invariants import Report, check_store
 from stepwell.testing.outside import LedgerLine, check_ledger
 
 from .postgres import DSN
+from .spares import Spares
 
 KINDS = ("memory", "sqlite", "postgres")
 INSTANCES_MAX = 200
@@ -33,6 +36,7 @@ ENTRIES_MAX = 4_000
 LAWS_WORK = 400
 SQLITE_ONLY = {"busy_timeout", "lease_clock"}
 SQL_ONLY = {"busy_timeout", "durability"}
+OF_A_PATH = re.compile("t[0-9a-f]{20}")
 WATCHED = ("tests/runtime", "tests/control", "tests/differential", "tests/crash", "tests/cli", "tests/invariants")
 
 
@@ -50,6 +54,7 @@ def open_store(kind: str, path: Path, **options: Any) -> Any:
 
 
 def schema_of(path: Path) -> str:
+    """Return a name by which :class:`Stores` knows that the schema is of :func:`open_store`, and not there yet."""
     return "t" + hashlib.blake2b(os.fspath(path.absolute()).encode(), digest_size=10).hexdigest()
 
 
@@ -66,6 +71,7 @@ class Stores:
         self.total = Report()
         self.stores = self.ledgers = 0
         self.seconds = 0.0
+        self.spares = Spares()
         self.policies = True
         self._undo: list[Callable[[], None]] = []
 
@@ -73,12 +79,16 @@ class Stores:
         """Note each store that is constructed from now on."""
         self._wrap(InMemoryBackend, lambda store, args, options: self.memory.append(store))
         self._wrap(SqliteBackend, self._note_file)
-        self._wrap(PostgresBackend, self._note_schema)
+        self._wrap(PostgresBackend, self._note_schema, self._give_spare)
+        self._undo.append(self.spares.close)
 
-    def _wrap(self, kind: Any, note: Callable[[Any, Any, Any], None]) -> None:
+    def _wrap(
+        self, kind: Any, note: Callable[[Any, Any, Any], None], before: Callable[[Any, Any], None] = lambda *_: None
+    ) -> None:
         made = kind.__init__
 
         def init(store: Any, *args: Any, **options: Any) -> None:
+            before(args, options)
             made(store, *args, **options)
             note(store, args, options)
 
@@ -89,17 +99,22 @@ class Stores:
         path = Path(os.fspath(args[0] if args else options["path"])).resolve()
         self.files[path] = {"codec": store.codec, "lease_clock": store._clock}
 
+    def _give_spare(self, args: Any, options: Any) -> None:
+        dsn, schema = place = _place(args, options)
+        if dsn == os.environ.get(DSN) and place not in self.open and OF_A_PATH.fullmatch(schema):
+            self.spares.give(dsn, schema, (options.get("codec") or JsonCodec()).id)
+
     def _note_schema(self, store: Any, args: Any, options: Any) -> None:
-        dsn = args[0] if args else options["dsn"]
-        place = dsn, options.get("schema", "stepwell")
+        place = _place(args, options)
         self.schemas[place] = {"codec": store.codec}
         self.open.setdefault(place, []).append(store)
 
-    def _drop_closed(self) -> None:
-        """Remove the schemas that no store of this process is open on; a fixture may keep one for several tests."""
+    def _drop_closed(self, *, spare: bool) -> None:
+        """Clear up the schemas that no store of this process is open on; a fixture may keep one for several tests."""
         for place, stores in list(self.open.items()):
             if all(store._server.closed for store in stores):
-                drop_schema(*place)
+                if not (spare and place[0] == os.environ.get(DSN) and self.spares.take(*place)):
+                    drop_schema(*place)
                 del self.open[place]
 
     def unwatch(self) -> None:
@@ -113,7 +128,7 @@ class Stores:
         self.memory, self.files = [], {}
         if drop:
             self.schemas = {}
-            self._drop_closed()
+            self._drop_closed(spare=False)
 
     def check(self, *, policies: bool = True) -> Report:
         """Check what was made since the last check."""
@@ -137,7 +152,7 @@ class Stores:
         for (dsn, schema), options in schemas.items():
             self._check_schema(dsn, schema, options, report)
         self.memory, self.files, self.schemas = [], {}, {}  # what the checks opened
-        self._drop_closed()
+        self._drop_closed(spare=report.ok)
         return report
 
     def check_left_files(self, folder: Path) -> Report:
@@ -186,6 +201,10 @@ class Stores:
             f"{total.entries} entries, {total.facts} facts, {total.left_out} left out, "
             f"{len(total.violations)} violations, {self.seconds:.1f} s"
         )
+
+
+def _place(args: Any, options: Any) -> tuple[str, str]:
+    return args[0] if args else options["dsn"], options.get("schema", "stepwell")
 
 
 def drop_schema(dsn: str, schema: str) -> None:

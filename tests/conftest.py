@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from .postgres import DSN, NoServer, Server
 from .scratch import open_scratch
-from .stores import KINDS, WATCHED, Stores
+from .stores import KINDS, WARM, WATCHED, Stores
 
 # No wall clock decides about a test, and no run leaves files behind.
 # At a desk each run looks elsewhere; where CI is set it looks where the last one did: a red build then means a change.
@@ -34,6 +34,18 @@ def _use_scratch(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_FAILED] = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+# --- in which order: what takes long comes first, so that no process is left alone with it at the end -----------------
+
+LONGEST = (
+    *("tests/chaos/test_storm", "tests/crash/", "tests/chaos/", "tests/test_docs_build", "tests/typing/"),
+    *("tests/simulation/", "tests/control/", "tests/backend/", "tests/engine/", "tests/test_docs", "tests/runtime/"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((at for at, room in enumerate(LONGEST) if room in item.nodeid), len(LONGEST)))
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------
@@ -85,6 +97,11 @@ def pytest_configure(config: pytest.Config) -> None:
     stores = config.stash[_STORES] = Stores()
     stores.watch()
     config.add_cleanup(stores.unwatch)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[_STORES].warm.dsn = os.environ.get(DSN, "") if item.nodeid.startswith(WARM) else ""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -154,6 +154,8 @@ class Server:
         self.data = self.folder / "data"
         self.log = self.folder / "log"
         self.starts = 0
+        self._durable, self._free = durable, threading.Lock()
+        self._kept: psycopg.Connection[Any] | None = None
         self._user, self._numbers = _user(), count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog = subprocess.Popen(
@@ -231,6 +233,8 @@ class Server:
         """Stop: ``"immediate"`` is a crash with a recovery to follow, ``"kill"`` is kill -9 of the server's parent."""
         if self._process is None:
             return
+        if self._kept is not None:
+            self._kept.close()
         if self._process.poll() is None:
             self._process.send_signal(SIGNALS[mode])
         self._process.wait(PATIENCE_S)
@@ -278,9 +282,20 @@ class Server:
 
     def execute(self, statement: str, values: Any = None, *, database: str = "postgres") -> list[Any]:
         """Run one statement outside any transaction and return its rows."""
-        with psycopg.connect(self.dsn(database), autocommit=True) as connection:
-            cursor = connection.execute(statement.encode(), values)
-            return cursor.fetchall() if cursor.description else []
+        if self._durable or database != "postgres" or not self._free.acquire(blocking=False):
+            with psycopg.connect(self.dsn(database), autocommit=True) as connection:
+                return _said(connection, statement, values)
+        try:
+            return self._execute_again(statement, values)
+        finally:
+            self._free.release()
+
+    def _execute_again(self, statement: str, values: Any) -> list[Any]:
+        """Run one on a connection that is kept, as nobody ends this server; making one costs more than most say."""
+        if self._kept is None or self._kept.closed:
+            self._kept = psycopg.connect(self.dsn(), autocommit=True)
+            self._kept.prepare_threshold = None
+        return _said(self._kept, statement, values)
 
     def create_database(self, template: str = "template0") -> str:
         """Make a database with a name of its own. A schema does in most tests, and is cheaper."""
@@ -291,6 +306,11 @@ class Server:
     def new_schema(self) -> str:
         """Return a schema name that nobody uses; making it is the user's."""
         return f"s{next(self._numbers)}"
+
+
+def _said(connection: psycopg.Connection[Any], statement: str, values: Any) -> list[Any]:
+    cursor = connection.execute(statement.encode(), values)
+    return cursor.fetchall() if cursor.description else []
 
 
 def _group(user: str) -> int:

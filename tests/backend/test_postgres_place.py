@@ -39,7 +39,7 @@ from stepwell.testing.sample import (
     start,
 )
 
-from ..postgres import Server  # noqa: TID252 - the tests are not installed
+from ..postgres import Server, until  # noqa: TID252 - the tests are not installed
 from ..proxy import Proxy  # noqa: TID252
 
 HOSTILE = {
@@ -322,10 +322,7 @@ def test_closing_closes_every_connection(postgres_server: Server, place: tuple[s
     end()
     with pytest.raises(Closed):
         backend.hint()
-    for _ in range(1000):
-        if postgres_server.execute(count, [schema]) == [(0,)]:
-            break
-    assert postgres_server.execute(count, [schema]) == [(0,)]
+    until(lambda: postgres_server.execute(count, [schema]) == [(0,)], "its connections are gone")
 
 
 def test_word_of_other_processes_comes_by_itself(place: tuple[str, str]) -> None:

@@ -16,6 +16,8 @@ from stepwell import CheckpointingRunner, SqliteBackend, WorkflowClient
 from stepwell.cli import main
 from stepwell.cli.loading import load_module
 
+from ..postgres import until  # noqa: TID252 - the tests are not installed
+
 SHOP = Path(__file__).parent / "shop.py"
 EVIL_ID = "evil\u202e\x9b31m-1"
 
@@ -75,7 +77,7 @@ def _fill(runner: CheckpointingRunner, shop: Any) -> None:
     client = runner.client
     labels = {"customer": "ann"}
     runner.start(shop.checkout, shop.Order("pens", 2), instance_id="waiting-1", labels=labels)
-    runner.recover([shop.checkout], wait=False)
+    until(lambda: runner.recover([shop.checkout], wait=False), "its delay is over")
     runner.start(shop.gate, shop.Order("cups"), instance_id="gate-1")
     runner.start(shop.gate, shop.Order("done"), instance_id="done-1", labels=labels)
     client.signal("done-1", "go", True)

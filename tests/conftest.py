@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from .postgres import DSN, NoServer, Server
 from .scratch import open_scratch
-from .stores import KINDS, WARM, WATCHED, Stores
+from .stores import KINDS, WATCHED, Stores
 
 # No wall clock decides about a test, and no run leaves files behind.
 # At a desk each run looks elsewhere; where CI is set it looks where the last one did: a red build then means a change.
@@ -97,11 +97,6 @@ def pytest_configure(config: pytest.Config) -> None:
     stores = config.stash[_STORES] = Stores()
     stores.watch()
     config.add_cleanup(stores.unwatch)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    item.config.stash[_STORES].warm.dsn = os.environ.get(DSN, "") if item.nodeid.startswith(WARM) else ""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

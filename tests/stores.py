@@ -29,7 +29,6 @@ from stepwell.testing.outside import LedgerLine, check_ledger
 
 from .postgres import DSN
 from .spares import Spares
-from .warm import Warm
 
 KINDS = ("memory", "sqlite", "postgres")
 INSTANCES_MAX = 200
@@ -39,8 +38,6 @@ SQLITE_ONLY = {"busy_timeout", "lease_clock"}
 SQL_ONLY = {"busy_timeout", "durability"}
 OF_A_PATH = re.compile("t[0-9a-f]{20}")
 WATCHED = ("tests/runtime", "tests/control", "tests/differential", "tests/crash", "tests/cli", "tests/invariants")
-WARM = ("tests/runtime", "tests/control", "tests/differential", "tests/worker")
-"""Where the stores' connections are not the point; see warm.py."""
 
 
 def open_store(kind: str, path: Path, **options: Any) -> Any:
@@ -74,7 +71,7 @@ class Stores:
         self.total = Report()
         self.stores = self.ledgers = 0
         self.seconds = 0.0
-        self.spares, self.warm = Spares(), Warm()
+        self.spares = Spares()
         self.policies = True
         self._undo: list[Callable[[], None]] = []
 
@@ -83,7 +80,7 @@ class Stores:
         self._wrap(InMemoryBackend, lambda store, args, options: self.memory.append(store))
         self._wrap(SqliteBackend, self._note_file)
         self._wrap(PostgresBackend, self._note_schema, self._give_spare)
-        self._undo += [self.spares.close, self.warm.close, self.warm.watch()]
+        self._undo += [self.spares.close]
 
     def _wrap(
         self, kind: Any, note: Callable[[Any, Any, Any], None], before: Callable[[Any, Any], None] = lambda *_: None

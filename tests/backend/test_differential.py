@@ -155,7 +155,7 @@ class SameAnswers(RuleBasedStateMachine):
             state=state,
             origin=data.draw(st.sampled_from(["", "elsewhere"])),
             run=data.draw(st.integers(-1, 3)),
-            messages=[Message("signal", name, None, T0, name) for name in data.draw(KNOWN)],
+            messages=[Message("signal", name, None, T0, name, trace=name) for name in data.draw(KNOWN)],
             message_ids=known,
             result_seq=data.draw(st.integers(0, 2)),
             updated_us=data.draw(st.sampled_from([0, T0 + 3])),
@@ -185,10 +185,15 @@ class SameAnswers(RuleBasedStateMachine):
         changes = [self.change(data, self.number(data)) for _ in range(data.draw(st.integers(0, 3)))]
         self.both(lambda store, side: store.commit(self.session(slot, side), changes))
 
-    @rule(data=st.data(), message_id=st.sampled_from(["", "m", "n"]), payload=st.none() | st.binary(max_size=2))
-    def post(self, data: st.DataObject, message_id: str, payload: bytes | None) -> None:
+    @rule(
+        data=st.data(),
+        message_id=st.sampled_from(["", "m", "n"]),
+        payload=st.none() | st.binary(max_size=2),
+        trace=st.sampled_from(["", "00-1-2-01 a=b"]),
+    )
+    def post(self, data: st.DataObject, message_id: str, payload: bytes | None, trace: str) -> None:
         number = self.number(data)
-        self.both(lambda store, _: store.post(number, Message("signal", "go", payload, T0, message_id)))
+        self.both(lambda store, _: store.post(number, Message("signal", "go", payload, T0, message_id, trace=trace)))
 
     @rule(slot=st.integers(0, 2), instance_id=st.sampled_from(IDS))
     def claim(self, slot: int, instance_id: str) -> None:

@@ -171,6 +171,7 @@ def header_of(run: Run, held: Held | None) -> Header:
         origin=run.made.origin,
         suspect=run.suspect,
         offered=len(run.offers),
+        lane=run.made.lane,
     )
 
 

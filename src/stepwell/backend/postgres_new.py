@@ -70,6 +70,7 @@ class NewRows:
             session=self._session if held else 0,
             definition=creation.definition,
             origin=creation.origin,
+            lane=creation.lane,
         )
 
 

@@ -174,9 +174,9 @@ UPDATE @agenda SET mail = mail + 1, due_us = CASE WHEN session IS NULL THEN 0 EL
 RETURNING instance
 """
 POST: Final = """
-INSERT INTO @inbox (instance, kind, name, payload, at_us, message_id) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO @inbox (instance, kind, name, payload, at_us, message_id, trace) VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
-_MESSAGE: Final = "m.kind, m.name, m.payload, m.at_us, m.message_id, m.id"
+_MESSAGE: Final = "m.kind, m.name, m.payload, m.at_us, m.message_id, m.id, m.trace"
 MAIL_OF_SESSION: Final = f"""
 SELECT m.instance, {_MESSAGE} FROM @agenda a JOIN @inbox m ON m.instance = a.instance
 WHERE a.session = $1 AND a.mail > 0 ORDER BY m.id
@@ -240,7 +240,7 @@ COLUMNS: Final = f"""i.id, i.instance_id, i.run, d.name, d.fingerprint, i.state,
     (SELECT coalesce(max(j.seq), 0) FROM @journal j WHERE j.instance = i.id),
     i.created_us, i.updated_us, i.ended_us, a.due_us, i.input_digest, i.result_seq,
     (SELECT count(*) FROM @inbox m WHERE m.instance = i.id), i.labels, i.trace, i.definition, i.origin,
-    i.suspect, i.suspect_seq, (SELECT count(*) FROM @offer o WHERE o.instance = i.id), {HOLDER}"""  # noqa: S608
+    i.suspect, i.suspect_seq, (SELECT count(*) FROM @offer o WHERE o.instance = i.id), i.lane, {HOLDER}"""  # noqa: S608
 JOINS: Final = """JOIN @definition d ON d.id = i.definition LEFT JOIN @agenda a ON a.instance = i.id
     LEFT JOIN @session s ON s.id = a.session"""
 HEADERS_LAST: Final = f"""
@@ -248,7 +248,7 @@ SELECT i.nonce, {COLUMNS} FROM @instance i {JOINS} WHERE i.instance_id = ANY($1)
 """  # noqa: S608  # a constant
 _LOADED: Final = f"""
 SELECT {COLUMNS}, i.image, e.seqs, e.facts, e.input, e.times, e.took,
-    m.kinds, m.names, m.payloads, m.times, m.message_ids, m.ids
+    m.kinds, m.names, m.payloads, m.times, m.message_ids, m.ids, m.traces
 FROM @instance i {JOINS}
 CROSS JOIN LATERAL (
     SELECT array_agg(j.seq ORDER BY j.seq) AS seqs, array_agg(j.facts ORDER BY j.seq) AS facts,
@@ -259,7 +259,8 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT array_agg(m.kind ORDER BY m.id) AS kinds, array_agg(m.name ORDER BY m.id) AS names,
         array_agg(m.payload ORDER BY m.id) AS payloads, array_agg(m.at_us ORDER BY m.id) AS times,
-        array_agg(m.message_id ORDER BY m.id) AS message_ids, array_agg(m.id ORDER BY m.id) AS ids
+        array_agg(m.message_id ORDER BY m.id) AS message_ids, array_agg(m.id ORDER BY m.id) AS ids,
+        array_agg(m.trace ORDER BY m.id) AS traces
     FROM @inbox m WHERE m.instance = i.id
 ) m
 """  # noqa: S608  # a constant

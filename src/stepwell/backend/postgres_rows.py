@@ -35,28 +35,28 @@ def header_of(row: Row, mine: int = 0) -> Header:
     """Make a header of the columns of :data:`.postgres_queries.COLUMNS`; ``mine`` is a session that counts anyway."""
     (
         instance, instance_id, run, workflow, fingerprint, state, seq, created_us, updated_us, ended_us, due_us, digest,
-        result_seq, mail, labels, trace, definition, origin, suspect, suspect_seq, offered, *holder,
+        result_seq, mail, labels, trace, definition, origin, suspect, suspect_seq, offered, lane, *holder,
     ) = row  # fmt: skip
     name = holder_name(tuple(holder), mine)
     return Header(
         instance, from_utf8(instance_id), run, from_utf8(workflow), from_utf8(fingerprint), state, seq, created_us,
         updated_us, ended_us, due_us, digest, result_seq, name if name is not None else "", mail,
         labels_of(labels) if labels is not None else {}, from_utf8(trace), holder[0] if name is not None else 0,
-        definition, from_utf8(origin), suspect if suspect_seq == seq else 0, offered,
+        definition, from_utf8(origin), suspect if suspect_seq == seq else 0, offered, from_utf8(lane),
     )  # fmt: skip
 
 
 def loaded_of(row: Row, mine: int = 0) -> Loaded:
-    *front, image, seqs, facts, brought, times, took, kinds, names, payloads, sent, message_ids, ids = row
+    *front, image, seqs, facts, brought, times, took, kinds, names, payloads, sent, message_ids, ids, traces = row
     outputs = [brought, *[None] * (len(seqs) - 1)] if seqs else []
     entries = [Entry(*each) for each in zip(seqs, facts, outputs, times, took, strict=True)] if seqs else []
-    mail = zip(kinds, names, payloads, sent, message_ids, ids, strict=True) if ids else ()
+    mail = zip(kinds, names, payloads, sent, message_ids, ids, traces, strict=True) if ids else ()
     return Loaded(header_of(tuple(front), mine), image, entries, [message_of(each) for each in mail])
 
 
 def message_of(row: Row) -> Message:
-    kind, name, payload, at_us, message_id, number = row
-    return Message(from_utf8(kind), from_utf8(name), payload, at_us, from_utf8(message_id), number)
+    kind, name, payload, at_us, message_id, number, trace = row
+    return Message(from_utf8(kind), from_utf8(name), payload, at_us, from_utf8(message_id), number, from_utf8(trace))
 
 
 def labels_of(text: bytes) -> dict[str, str]:

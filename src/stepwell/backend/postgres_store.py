@@ -447,7 +447,7 @@ def tell(db: Db, instance: int, message: Message) -> None:
 
 def insert_message(db: Db, instance: int, message: Message) -> None:
     kind, name, message_id = utf8(message.kind), utf8(message.name), utf8(message.message_id)
-    db.run(sql.POST, instance, kind, name, message.payload, message.at_us, message_id)
+    db.run(sql.POST, instance, kind, name, message.payload, message.at_us, message_id, utf8(message.trace))
 
 
 def has_mail(db: Db, instance: int) -> bool:

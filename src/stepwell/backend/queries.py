@@ -76,7 +76,9 @@ ANY_MAIL: Final = "SELECT 1 FROM inbox LIMIT 1"
 HAS_MAIL: Final = "SELECT 1 FROM inbox WHERE instance = ? LIMIT 1"
 KNOWN: Final = "SELECT 1 FROM received WHERE instance = ? AND message_id = ?"
 RECEIVE: Final = "INSERT OR IGNORE INTO received (instance, message_id) VALUES (?, ?)"
-POST: Final = "INSERT INTO inbox (instance, kind, name, payload, at_us, message_id) VALUES (?, ?, ?, ?, ?, ?)"
+POST: Final = """
+INSERT INTO inbox (instance, kind, name, payload, at_us, message_id, trace) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 
 NEW_INSTANCE: Final = """
 INSERT INTO instance (instance_id, run, definition, state, created_us, updated_us, ended_us, input_digest,
@@ -138,7 +140,7 @@ SELECT i.id, i.instance_id, i.run, d.name, d.fingerprint, i.state,
     (SELECT ifnull(max(seq), 0) FROM journal WHERE instance = i.id),
     i.created_us, i.updated_us, i.ended_us, a.due_us, i.input_digest, i.result_seq, a.session,
     (SELECT count(*) FROM inbox WHERE instance = i.id), i.labels, i.trace, i.definition, i.origin,
-    a.suspect, a.suspect_seq, (SELECT count(*) FROM offer WHERE instance = i.id)
+    a.suspect, a.suspect_seq, (SELECT count(*) FROM offer WHERE instance = i.id), i.lane
 """
 _COUNT: Final = "SELECT count(*)"
 _JOINS: Final = "CROSS JOIN definition d ON d.id = i.definition LEFT JOIN agenda a ON a.instance = i.id"
@@ -152,9 +154,9 @@ FROM journal WHERE instance = ? AND seq > ? ORDER BY seq
 HISTORY: Final = """
 SELECT seq, facts, output, at_us, took_us FROM journal WHERE instance = ? AND seq > ? ORDER BY seq LIMIT ?
 """
-MAIL: Final = "SELECT kind, name, payload, at_us, message_id, id FROM inbox WHERE instance = ? ORDER BY id"
+MAIL: Final = "SELECT kind, name, payload, at_us, message_id, id, trace FROM inbox WHERE instance = ? ORDER BY id"
 MAIL_OF_SESSION: Final = """
-SELECT m.instance, m.kind, m.name, m.payload, m.at_us, m.message_id, m.id
+SELECT m.instance, m.kind, m.name, m.payload, m.at_us, m.message_id, m.id, m.trace
 FROM inbox m CROSS JOIN agenda a ON a.instance = m.instance WHERE a.session = ? ORDER BY m.id
 """
 VALUES: Final = """

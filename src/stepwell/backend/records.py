@@ -79,7 +79,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class Message(msgspec.Struct, frozen=True, gc=False):
     """Something posted to an instance that a session holds: a signal (``name`` set) or a request.
 
-    ``id`` is given by the store in order of arrival and is 0 when posting. A ``message_id`` is accepted once.
+    ``id`` is given by the store in order of arrival and is 0 when posting. A ``message_id`` is accepted once. ``trace``
+    is the context it was sent in, written as in :attr:`Creation.trace`; ``""`` for none.
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     at_us: int
     message_id: str = ""
     id: int = 0
+    trace: str = ""
 
 
 class Rest(msgspec.Struct, frozen=True, gc=False):
@@ -147,6 +149,7 @@ class Creation(msgspec.Struct, frozen=True):
         updated_us: when it was written last, 0: ``at_us``.
         ended_us: when it ended, ``None``: ``at_us``. Only with a state that is an end.
         lane: instances of one workflow and lane share what :attr:`Want.most` allows.
+        trace: W3C ``traceparent`` of whoever creates it, and after a space ``tracestate``; at most 568 characters.
     """
 
     instance_id: str
@@ -203,6 +206,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     origin: str = ""
     suspect: int = 0
     offered: int = 0
+    lane: str = ""
 
 
 class Created(msgspec.Struct, frozen=True, gc=False):

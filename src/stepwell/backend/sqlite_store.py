@@ -206,6 +206,7 @@ class Store:
             session=session_id,
             definition=creation.definition,
             origin=creation.origin,
+            lane=creation.lane,
         )
 
     def _restore_inbox(self, db: Connection, number: int, creation: Creation) -> None:
@@ -214,7 +215,7 @@ class Store:
         db.executemany(sql.RECEIVE, [(number, known) for known in creation.message_ids])
 
     def _receive(self, db: Connection, instance: int, message: Message) -> None:
-        fields = (message.kind, message.name, message.payload, message.at_us, message.message_id)
+        fields = (message.kind, message.name, message.payload, message.at_us, message.message_id, message.trace)
         db.execute(sql.POST, (instance, *fields))
         if message.message_id:
             db.execute(sql.RECEIVE, (instance, message.message_id))
@@ -354,14 +355,14 @@ class Store:
 
     def _header(self, db: Connection, row: tuple[Any, ...], names: Names) -> Header:
         """Make a header of a row; ``names`` remembers whose sessions count, so that each is looked at once."""
-        *front, session_id, mail, labels, trace, definition, origin, suspect, suspect_seq, offered = row
+        *front, session_id, mail, labels, trace, definition, origin, suspect, suspect_seq, offered, lane = row
         if session_id not in names:
             names[session_id] = self._holder_name(db, session_id)
         name = names[session_id]
         found = labels_of(labels) if labels is not None else {}
         held_by, session = (name, session_id) if name is not None else ("", 0)
         suspect = suspect if suspect_seq == front[6] else 0  # `seq`: what was written since clears it
-        columns: list[Any] = [*front, held_by, mail, found, trace, session, definition, origin, suspect, offered]
+        columns: list[Any] = [*front, held_by, mail, found, trace, session, definition, origin, suspect, offered, lane]
         return Header(*columns)
 
     def values(self, instance: int, seqs: Sequence[int]) -> Mapping[int, bytes]:

@@ -66,8 +66,8 @@ def change(
     return Change(header.instance, base, entries(base + 1, count), taken, rest)
 
 
-def signal(name: str = "go", message_id: str = "", payload: bytes | None = b"payload") -> Message:
-    return Message("signal", name, payload, T0, message_id)
+def signal(name: str = "go", message_id: str = "", payload: bytes | None = b"payload", trace: str = "") -> Message:
+    return Message("signal", name, payload, T0, message_id, trace=trace)
 
 
 def offer(step: bytes = b"step", rank_us: int = T0, tags: Sequence[str] = (), lives: int = 2) -> Offer:

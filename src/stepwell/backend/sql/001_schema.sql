@@ -112,7 +112,8 @@ CREATE TABLE inbox (                            -- messages nobody has taken in 
     name       TEXT NOT NULL,
     payload    BLOB,
     at_us      INTEGER NOT NULL,
-    message_id TEXT NOT NULL
+    message_id TEXT NOT NULL,
+    trace      TEXT NOT NULL DEFAULT ''         -- what its sender was doing, as in `instance.trace`
 ) STRICT;
 
 CREATE INDEX inbox_instance ON inbox (instance);

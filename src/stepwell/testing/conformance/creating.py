@@ -35,8 +35,11 @@ THREADS = 8
 class Creating(Examiner):
     def test_a_created_header_is_the_stored_one(self, backend: Backend) -> None:
         """What ``create`` answers is what a later read shows, field by field."""
-        made = replace(creation(backend), labels={"team": "search"}, trace="00-1-2-01", image=b"image", state="running")
-        assert create(backend, session_of(backend), made) == header_of(backend)
+        made = replace(creation(backend), labels={"team": "search"}, trace="00-1-2-01", lane="eu ü")
+        made = replace(made, image=b"image", state="running")
+        header = create(backend, session_of(backend), made)
+        assert header == header_of(backend) == backend.header("a")
+        assert (header.trace, header.lane, dict(header.labels)) == ("00-1-2-01", "eu ü", {"team": "search"})
 
     def test_a_creation_is_claimed_by_its_session(self, backend: Backend) -> None:
         """The claim lands with the instance."""
@@ -165,8 +168,8 @@ def restored(backend: Backend) -> Creation:
     """Return a creation as a restore makes it: a later run of another store, with history, image and inbox."""
     return replace(
         creation(backend, count=3), claim=False, origin="another store", run=4, state="waiting", due_us=None,
-        image=b"image", messages=[signal("first", "m"), signal("second")], message_ids=["k"], result_seq=2,
-        updated_us=T0 + 9, labels={"team": "search"},
+        image=b"image", messages=[signal("first", "m", trace="00-1-2-01"), signal("second")], message_ids=["k"],
+        result_seq=2, updated_us=T0 + 9, labels={"team": "search"}, lane="eu",
     )  # fmt: skip
 
 
@@ -175,7 +178,7 @@ class Restoring(Examiner):
         """What ``create`` answers is what a later read shows, with the values it was given."""
         header = create(backend, None, restored(backend))
         assert header == header_of(backend)
-        assert (header.origin, header.run, header.seq, header.mail) == ("another store", 4, 3, 2)
+        assert (header.origin, header.run, header.seq, header.mail, header.lane) == ("another store", 4, 3, 2, "eu")
         assert (header.state, header.result_seq) == ("waiting", 2)
         assert (header.created_us, header.updated_us, header.ended_us) == (T0, T0 + 9, None)
 
@@ -196,9 +199,11 @@ class Restoring(Examiner):
         held = start(backend, session_of(backend), "other")
         backend.post(held.instance, signal())
         (before,) = loaded(backend, "other").mail
-        create(backend, None, replace(restored(backend), messages=[replace(signal(name), id=1) for name in "ab"]))
+        messages = [replace(signal("a", trace="00-1-2-01"), id=1), replace(signal("b"), id=1)]
+        create(backend, None, replace(restored(backend), messages=messages))
         mail = loaded(backend).mail
         assert [message.name for message in mail] == ["a", "b"]
+        assert [message.trace for message in mail] == ["00-1-2-01", ""]
         assert before.id < mail[0].id < mail[1].id
 
     def test_restored_mail_makes_it_due(self, backend: Backend) -> None:

@@ -11,6 +11,7 @@ from stepwell.backend.base import Backend, Change, Want
 from stepwell.testing.sample import (
     COMPLETED,
     RUNNING,
+    T0,
     WAITING,
     change,
     definition_of,
@@ -38,6 +39,18 @@ class Inbox(Examiner):
         mail = backend.mail(ann)[header.instance]
         assert [replace(message, id=0) for message in mail] == posted
         assert [message.id for message in mail] == sorted({message.id for message in mail})
+
+    def test_messages_keep_the_context_they_were_sent_in(self, backend: Backend) -> None:
+        """Whoever gets them has it: the holder, a load, and the session that takes the instance over."""
+        ann = session_of(backend)
+        header = start(backend, ann)
+        for trace in _TRACES:
+            assert backend.post(header.instance, signal(trace=trace)) == "posted"
+        assert [message.trace for message in backend.mail(ann)[header.instance]] == _TRACES
+        assert [message.trace for message in loaded(backend).mail] == _TRACES
+        backend.end_session(ann)
+        (found,) = backend.claim_due(session_of(backend, "bob"), Want([definition_of(backend)], T0, 9))
+        assert [message.trace for message in found.mail] == _TRACES
 
     def test_a_load_brings_the_messages(self, backend: Backend) -> None:
         """Whoever claims next sees what is waiting, and the header counts it."""
@@ -245,3 +258,5 @@ _MESSAGES = [
     ("", "m2", bytes(range(256))),
     ("sig'n\"al%_;--", "ü/../\U0001f600", b"\0"),
 ]
+_PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+_TRACES = [_PARENT, "", f"{_PARENT} vendor={'x' * 256},tenant@other={'y' * 235}"]  # the last is as long as may be

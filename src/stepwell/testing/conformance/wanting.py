@@ -8,7 +8,7 @@ from threading import Barrier
 
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Header, Session, Want
+from stepwell.backend.base import Backend, Filter, Header, Session, Want
 from stepwell.testing.sample import (
     COMPLETED,
     FAILED,
@@ -240,6 +240,7 @@ class Lanes(Examiner):
         assert ids(backend.claim_due(ann, self.want(backend, most=1))) == []
         backend.release(ann, [header.instance])
         assert ids(backend.claim_due(ann, self.want(backend, most=1))) == ["b"]
+        assert {each.instance_id: each.lane for each in backend.list(Filter())} == {"a": "one", "b": "one"}
 
     def test_full_lanes_and_those_who_avoid_it(self, backend: Backend) -> None:
         """What a session leaves to others takes no room from what it may take."""

@@ -104,6 +104,7 @@ CREATE TABLE @inbox (                           -- messages nobody has taken in 
     kind       bytea NOT NULL,
     name       bytea NOT NULL,
     message_id bytea NOT NULL,
+    trace      bytea NOT NULL DEFAULT '',       -- what its sender was doing, as in the instance
     payload    bytea
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
 

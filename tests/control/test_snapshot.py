@@ -242,6 +242,17 @@ def test_messages_that_wait_are_taken_along(source: str, target: str, make: Make
     assert there.runner.resume(asking, ID) == 33
 
 
+@ways
+def test_its_lane_is_taken_along(source: str, target: str, make: Make) -> None:
+    """What runs at once in a lane is counted where it goes on, too."""
+    here, there = make(source), make(target)
+    held_with_mail(here)
+    snapshot, codec_id = form.read(taken(here))
+    copied = put(there, form.write(msgspec.structs.replace(snapshot, lane="eu"), codec_id))
+    assert (copied.lane, store_of(there).header(ID).lane) == ("eu", "eu")
+    assert form.read(taken(there))[0].lane == "eu"
+
+
 def test_ids_of_messages_that_were_taken_stay_known(make: Make) -> None:
     """A sender that repeats itself to the copy is heard once."""
     _, there = moved(make, STORIES[1])

@@ -82,12 +82,15 @@ def test_the_header_is_nine_bytes() -> None:
 
 
 def test_the_fields_are_those_that_the_format_names() -> None:
-    """A reader of another language finds them by these names, in this order."""
+    """A reader of another language finds them by these names, in this order; two are there only where they are used."""
     assert [*body_of(DATA)] == [
         "instance_id", "run", "origin", "workflow", "fingerprint", "state", "created_us", "updated_us", "ended_us",
         "due_us", "result_seq", "input_digest", "labels", "trace", "plans", "entries", "image", "mail", "message_ids",
     ]  # fmt: skip
     assert [len(entry) for entry in body_of(DATA)["entries"]] == [4] * len(WHOLE.entries)
+    more = msgspec.structs.replace(WHOLE, lane="eu", mail=[form.Note("pause", "", b"", 0, "")], mail_traces=["00-1"])
+    assert [*body_of(form.write(more, 1))][len(body_of(DATA)) :] == ["lane", "mail_traces"]
+    assert form.read(form.write(more, 1)) == (more, 1)
 
 
 def test_what_was_written_is_read() -> None:
@@ -240,6 +243,10 @@ WRONG: dict[str, Callable[[], bytes]] = {
     "an id that is none": lambda: with_fields(message_ids=[""]),
     "a message twice": lambda: with_fields(message_ids=["a"], mail=[["cancel", "", b"", 0, "a"]] * 2),
     "a message whose id was not accepted": lambda: with_fields(mail=[["cancel", "", b"", 0, "a"]]),
+    "a context without a message": lambda: with_fields(mail_traces=["00-1"]),
+    "contexts of fewer messages": lambda: with_fields(
+        message_ids=[], mail=[["cancel", "", b"", 0, ""]] * 2, mail_traces=["00-1"]
+    ),
     "a damaged value": lambda: other_value(b"x"),
     "no value at all": lambda: other_value(b""),
     "a damaged message": lambda: with_fields(mail=[["signal", "answer", b"x", 0, ""]]),
@@ -288,12 +295,13 @@ def test_the_plan_that_a_store_has_is_believed(runner: Any) -> None:
 
 
 def test_what_the_row_says_is_taken_along() -> None:
-    """Labels, trace and each of the times."""
+    """Labels, trace, lane and each of the times."""
     clock, ledger = VirtualClock(), Ledger()
     with CheckpointingRunner(InMemoryBackend(), clock=clock, deps={Ledger: ledger}) as made:
         ENDED.begin(World(made, clock, ledger))
         ended, _ = form.read(snapshot_of(made._room, ID))
-    fields: dict[str, Any] = {"labels": {"a": "b"}, "trace": "00-1", "updated_us": ended.ended_us + 2, "created_us": 7}  # type: ignore[operator]
+    fields: dict[str, Any] = {"labels": {"a": "b"}, "trace": "00-1", "lane": "eu", "created_us": 7}
+    fields["updated_us"] = ended.ended_us + 2  # type: ignore[operator]
     with CheckpointingRunner(InMemoryBackend()) as other:
         header = restore_into(other._room, form.write(msgspec.structs.replace(ended, **fields), 1), None)
         assert {name: getattr(header, name) for name in fields} == fields

@@ -47,6 +47,7 @@ ONE_OF_EACH: dict[str, f.Fact] = {
     ),
     "StepCrashed": f.StepCrashed(3, (1,), 4, 2),
     "StepTried": f.StepTried(3, (1,), 4),
+    "MessageTraced": f.MessageTraced("approve ✓", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 vendor=a b"),
     "Opened": f.Opened(6, (2,), 1_700_000_000_000_000, 3),
     "MessageTaken": f.MessageTaken(7, (), 12),
     "Turned": f.Turned(8, (1, 2), 13),

@@ -50,7 +50,7 @@ def test_three_workers_and_two_kills_make_one_tree(tmp_path: Path) -> None:
     assert second.links == (first.span_id,)
     assert (first.attributes["stepwell.outcome"], first.status) == ("failed", 2)
     assert spans["signal go"].links == (mine.span_id,)
-    assert spans["last"].links == (spans["signal go"].span_id,)
+    assert spans["last"].links == (spans["signal go"].span_id, mine.span_id)
     for name, parent in (("inside third", "third"), ("inside right", "right"), ("almost first", "first")):
         assert spans[name].parent_id == spans[parent].span_id
 

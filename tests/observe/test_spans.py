@@ -443,10 +443,12 @@ def passed(x: int) -> int:
 
 
 def check_signal(seen: Seen, follower: str) -> None:
-    """The step that a signal let go is linked to it, and it to what its sender was doing."""
+    """The step that a signal let go is linked to it, and both to what its sender was doing."""
     signalled = seen.one("signal go")
-    assert follows(signalled) == {context(seen.one("approval")).span_id}
-    assert follows(seen.one(follower)) == {context(signalled).span_id}
+    approval = context(seen.one("approval"))
+    assert follows(signalled) == {approval.span_id}
+    assert follows(seen.one(follower)) == {context(signalled).span_id, approval.span_id}
+    assert approval.trace_id in {link.context.trace_id for link in seen.one(follower).links}
     check_tree(span for span in seen.spans if span.name != "approval")
 
 

@@ -210,7 +210,7 @@ def _signalled(plan: Plan, state: Frontier, event: e.Signalled, now: int) -> Seq
     if state.ended:
         return NOTHING
     turn = Turn(plan, state, now)
-    turn.emit(f.MessageKept(event.name))
+    turn.emit(f.MessageTraced(event.name, event.trace) if event.trace else f.MessageKept(event.name))
     waiting = (k for k, s in state.steps.items() if s.phase == "parked" and plan.nodes[k[0]].signal == event.name)
     if not turn.stopped and event.name in plan.signals and (first := next(waiting, None)):
         turn.take(*first, state.inbox[event.name][0])

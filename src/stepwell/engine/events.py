@@ -83,9 +83,10 @@ class Fired(msgspec.Struct, frozen=True, gc=False):
 
 
 class Signalled(msgspec.Struct, frozen=True, gc=False):
-    """A message came; its value is the payload."""
+    """A message came; its value is the payload. ``trace`` is the context it was sent in, ``""`` for none."""
 
     name: str
+    trace: str = ""
 
 
 class CancelAsked(msgspec.Struct, frozen=True, gc=False):

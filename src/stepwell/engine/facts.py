@@ -187,6 +187,12 @@ class StepTried(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_u
     attempt: int
 
 
+class MessageTraced(MessageKept, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=19):
+    """A message is in the inbox, as ``MessageKept`` says, and was sent in this W3C trace context."""
+
+    trace: str
+
+
 # --- consequences ---------------------------------------------------------------------------
 
 
@@ -291,6 +297,7 @@ Head: TypeAlias = (
     | RunMoved
     | StepCrashed
     | StepTried
+    | MessageTraced
 )
 Consequence: TypeAlias = (
     Opened

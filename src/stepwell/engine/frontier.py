@@ -379,6 +379,7 @@ _APPLY: Final[dict[type, Callable[..., None]]] = {
     f.CursorKept: _cursor_kept,
     f.TimerFired: _timer_fired,
     f.MessageKept: _message_kept,
+    f.MessageTraced: _message_kept,
     f.CancelBegun: _cancel_begun,
     f.RunPaused: _run_paused,
     f.RunResumed: _run_resumed,

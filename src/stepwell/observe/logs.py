@@ -7,12 +7,14 @@ index them. No payload and no error text is ever in them: an error is named by i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from .watching import Attempt, AttemptWatch, RunWatch
+    from stepwell.flow.plan import Key
+
+    from .watching import Arrival, Attempt, AttemptWatch, RunWatch
 
     Adapter: TypeAlias = logging.LoggerAdapter[logging.Logger]
 else:
@@ -53,18 +55,22 @@ class LoggedRun:
         if self._inner is not None:
             self._inner.entered(stored)
 
-    def restored(self, ready_us: int) -> None:
+    def restored(self, ready_us: int, open_steps: Iterable[Key]) -> None:
         if self._inner is not None:
-            self._inner.restored(ready_us)
+            self._inner.restored(ready_us, open_steps)
 
     def attempt(self, job: Attempt, due_us: int, now_us: int) -> AttemptWatch:
         inner = self._inner.attempt(job, due_us, now_us) if self._inner is not None else None
         return LoggedAttempt(extras(self._run, job.path, job.number), inner, self._log)
 
-    def arrived(self, name: str, at_us: int, address: int, opened: Iterable[object]) -> None:
-        self._log.debug("signal %s taken in", name, extra=extras(self._run))
+    def arrived(self, address: int, signal: Arrival) -> None:
+        self._log.debug("signal %s taken in", signal.name, extra=extras(self._run))
         if self._inner is not None:
-            self._inner.arrived(name, at_us, address, opened)
+            self._inner.arrived(address, signal)
+
+    def let_go(self, steps: Mapping[Key, Sequence[int]]) -> None:
+        if self._inner is not None:
+            self._inner.let_go(steps)
 
     def crashed(self, path: str, known_as: str, task: str, attempt: int) -> None:
         if self._inner is not None:

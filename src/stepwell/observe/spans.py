@@ -7,11 +7,15 @@ A run's trace is one tree::
        ├─ charge                 attempt 1: failed
        ├─ charge                 attempt 2, linked to attempt 1
        ├─ signal approve         by whoever sent it, linked to what the sender was doing
-       └─ ship                   linked to the signal that it followed; spans of the task's own hang below it
+       └─ ship                   linked to the signal that it followed, and to what the sender was doing; spans of
+                                 the task's own hang below it
 
 All attempts are children of the start, and its context is what the store keeps of the trace. A run that was started
 by a program which does not trace has a trace of its own; its start is told by whoever commits the first thing that
 happens to it, which the store lets only one do.
+
+What the sender of a signal was doing is stored with the signal. So the link to it needs neither the sender's tracer nor
+its good luck; the link to the signal's own span is made of ids that both sides work out.
 
 *Told when it counts.* The span of an attempt is begun where its body runs, so that the task's own spans find it, and
 ended only once the outcome is committed. A process that was killed, or has lost its lease, thus tells nothing; the
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
@@ -32,13 +36,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from . import ids
+from . import ids, w3c
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Token
 
-    from .watching import Attempt, Run
+    from stepwell.flow.plan import Key
+
+    from .watching import Arrival, Attempt, Run
 
 SCOPE: Final = "stepwell"
 _DURATIONS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
@@ -52,7 +58,12 @@ def written(context: Context) -> str:
     """Return a context as the store keeps it: ``traceparent``, and after a space ``tracestate`` if there is one."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, context)
-    return " ".join(filter(None, (carrier.get("traceparent"), carrier.get("tracestate"))))
+    return w3c.kept(carrier.get("traceparent", ""), carrier.get("tracestate", ""))
+
+
+def here() -> str:
+    """Return what the caller is doing, as the store keeps it."""
+    return written(contexts.get_current())
 
 
 def read(text: str) -> Context:
@@ -215,8 +226,9 @@ class TracedRun:
         self.tracing, self._run, self._beginning = tracing, run, beginning
         self.trace = beginning.trace if beginning is not None else ""
         self._waiting: dict[tuple[str, int], Ended] = {}
-        self._arrivals: dict[int, tuple[str, int]] = {}
-        self._opened: dict[object, Link] = {}
+        self._arrivals: dict[int, Arrival] = {}
+        self._let_go: dict[Key, Sequence[int]] = {}
+        self._opened_before: frozenset[Key] = frozenset()
         self._ready_us = 0
         self._own_start: Span | None = None
         self._parent: Context | None = None
@@ -265,6 +277,9 @@ class TracedRun:
         """Return the id of the span of a signal that arrived at this moment."""
         return ids.span_id(self.hash, "signal", name, at_us)
 
+    def attempt_id(self, known_as: str, number: int) -> int:
+        return ids.span_id(self.hash, known_as, number)
+
     def link(self, span_id: int) -> Link:
         """Return a link to another span of this run."""
         start = trace.get_current_span(self.parent).get_span_context()
@@ -284,29 +299,33 @@ class TracedRun:
         since_us = max(due_us, self._ready_us) or now_us
         return TracedAttempt(self, job, max(0, now_us - since_us))
 
-    def restored(self, ready_us: int) -> None:
-        self._ready_us = ready_us
+    def restored(self, ready_us: int, open_steps: Iterable[Key]) -> None:
+        self._ready_us, self._opened_before = ready_us, frozenset(open_steps)
+        self._arrivals, self._let_go = {}, {}  # what was not stored may never have been
 
     def links(self, job: Attempt) -> list[Link]:
         """Return links to what an attempt follows from, besides the start: an earlier attempt, signals."""
-        if not self.tracing.knows_ids:
-            return []
-        signals = (self._arrivals.get(address) or job.arrival(address) for address in job.signals())
-        links = {self.signal_id(*signal): None for signal in signals if signal is not None}
+        signals = self._signals(job)
+        known = [self.signal_id(signal.name, signal.at_us) for signal in signals]
         if job.number > 1:
-            links[self.attempt_id(job.known_as, job.number - 1)] = None
-        opened = self._opened.pop(job.key, None)
-        found = [self.link(span_id) for span_id in links]
-        return found if opened is None or opened.context.span_id in links else [*found, opened]
+            known.append(self.attempt_id(job.known_as, job.number - 1))
+        here = [self.link(span_id) for span_id in known] if self.tracing.knows_ids else []
+        return [*here, *_senders(signals)]
 
-    def attempt_id(self, known_as: str, number: int) -> int:
-        return ids.span_id(self.hash, known_as, number)
+    def _signals(self, job: Attempt) -> list[Arrival]:
+        """Return the signals that an attempt reads, and those that let its step go."""
+        let_go: Iterable[int] | None = self._let_go.pop(job.key, None)
+        if let_go is None and (job.number > 1 or job.key in self._opened_before):
+            let_go = job.let_go_by()
+        addresses = dict.fromkeys((*job.signals(), *(let_go or ())))
+        found = (self._arrivals.get(address) or job.arrival(address) for address in addresses)
+        return [signal for signal in found if signal is not None]
 
-    def arrived(self, name: str, at_us: int, address: int, opened: Iterable[object]) -> None:
-        self._arrivals[address] = name, at_us
-        if self.tracing.knows_ids:
-            link = self.link(self.signal_id(name, at_us))
-            self._opened.update(dict.fromkeys(opened, link))
+    def arrived(self, address: int, signal: Arrival) -> None:
+        self._arrivals[address] = signal
+
+    def let_go(self, steps: Mapping[Key, Sequence[int]]) -> None:
+        self._let_go.update(steps)
 
     def crashed(self, path: str, known_as: str, task: str, attempt: int) -> None:
         self._waiting.setdefault((known_as, attempt), _Crashed(self, path, known_as, task, attempt))
@@ -338,6 +357,13 @@ class TracedRun:
         if ended:
             self.committed(-1)
             count.runs.add(1, {"workflow": workflow, "state": ended})
+
+
+def _senders(signals: Iterable[Arrival]) -> list[Link]:
+    """Return links to what the senders of signals were doing, as it was stored."""
+    traces = dict.fromkeys(signal.trace for signal in signals if signal.trace)
+    contexts = (trace.get_current_span(read(text)).get_span_context() for text in traces)
+    return [Link(context) for context in contexts if context.is_valid]
 
 
 class TracedAttempt:

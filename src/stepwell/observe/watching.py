@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from .logs import LoggedRun
 
 if TYPE_CHECKING:
+    from stepwell.flow.plan import Key
+
     from .spans import Tracing
 
 _LOG: Final = logging.getLogger("stepwell.runtime")
@@ -44,6 +46,14 @@ class Facts(msgspec.Struct):
     trace: str
 
 
+class Arrival(NamedTuple):
+    """A signal that a run has taken in, and the context it was sent in as text, ``""`` for none."""
+
+    name: str
+    at_us: int
+    trace: str
+
+
 class Attempt(Protocol):
     """An attempt, as far as those who watch it look at it."""
 
@@ -56,7 +66,7 @@ class Attempt(Protocol):
     def known_as(self) -> str: ...
 
     @property
-    def key(self) -> object: ...
+    def key(self) -> Key: ...
 
     @property
     def task_name(self) -> str: ...
@@ -65,8 +75,12 @@ class Attempt(Protocol):
         """Return the addresses of the signals whose payloads this attempt reads."""
         ...
 
-    def arrival(self, address: int) -> tuple[str, int] | None:
-        """Look up name and arrival of a signal that this process has not seen arrive."""
+    def let_go_by(self) -> Iterable[int]:
+        """Look up the addresses of the signals that let this step go."""
+        ...
+
+    def arrival(self, address: int) -> Arrival | None:
+        """Look up a signal that this process has not seen arrive."""
         ...
 
 
@@ -102,16 +116,20 @@ class RunWatch(Protocol):
         """A drive takes it on."""
         ...
 
-    def restored(self, ready_us: int) -> None:
-        """Its rows were read; it could have gone on since ``ready_us``."""
+    def restored(self, ready_us: int, open_steps: Iterable[Key]) -> None:
+        """Its rows were read; it could have gone on since ``ready_us``. Signals may have let go what is open."""
         ...
 
     def attempt(self, job: Attempt, due_us: int, now_us: int) -> AttemptWatch:
         """An attempt is about to be given to whoever runs it; it was due at ``due_us`` (0: now)."""
         ...
 
-    def arrived(self, name: str, at_us: int, address: int, opened: Iterable[object]) -> None:
-        """A signal was taken in as the entry ``address`` and opened these steps."""
+    def arrived(self, address: int, signal: Arrival) -> None:
+        """A signal was taken in as the entry ``address``."""
+        ...
+
+    def let_go(self, steps: Mapping[Key, Sequence[int]]) -> None:
+        """These steps were opened, each by the signals of these entries."""
         ...
 
     def crashed(self, path: str, known_as: str, task: str, attempt: int) -> None:
@@ -199,6 +217,18 @@ class Lookout:
         tracing = self.tracing()
         if tracing is not None:
             tracing.signalled(run, name, at_us)
+
+    @staticmethod
+    def here() -> str:
+        """Return as text what the caller is doing, ``""`` for nothing: whether or not this program makes spans."""
+        api: Any = sys.modules.get("opentelemetry.trace")
+        if api is None or not hasattr(api, "get_current_span"):
+            return ""
+        if not api.get_current_span().get_span_context().is_valid:
+            return ""
+        from .spans import here
+
+        return here()
 
     @staticmethod
     def _logged(run: Run, inner: RunWatch | None) -> RunWatch | None:

@@ -25,6 +25,7 @@ from .arrivals import event_of_failure
 from .invoke import Body, Job, Outcome, Prepared
 from .launch import Flights
 from .live import STARTED, Live
+from .observed import taken_over
 from .ranking import rank_us
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ class Guest(Live):
         self.backend_id, self.trace = header.origin or room.backend_id, header.trace
         self.observed = room.lookout.run(self)
         (self.key,) = self.state.steps
+        taken_over(self)
 
 
 def report(outcome: Outcome) -> Message:

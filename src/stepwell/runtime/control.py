@@ -53,7 +53,8 @@ class Control:
     ) -> None:
         """Send a named message to an instance; its effect survives once this returns.
 
-        It waits in the instance's inbox until a ``signal`` node of that name takes it, oldest first.
+        It waits in the instance's inbox until a ``signal`` node of that name takes it, oldest first. If the caller is
+        in an OpenTelemetry span, its context is stored with the message, and the step that it lets go is linked to it.
 
         Args:
             signal_id: a message with an id is taken once, however often it is sent; sending it again after the end
@@ -76,7 +77,7 @@ class Control:
         except CodecError as error:
             what = f"instance {instance_id!r}: the payload of signal {name!r}"
             raise EncodeError(f"{what} cannot be stored: {error}") from error
-        message = Message("signal", name, stored, self._room.clock.now_us(), signal_id)
+        message = Message("signal", name, stored, self._room.clock.now_us(), signal_id, trace=self._room.lookout.here())
         self._send(instance_id, message, lambda plan, _: self._check_signal(plan, instance_id, message, workflow))
 
     def cancel(self, instance_id: str, *, reason: str = "", by: str = "") -> None:

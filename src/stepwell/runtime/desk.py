@@ -138,10 +138,10 @@ class Desk:
         if payload is not None and not live.prepared.stored:
             payload = self.room.codec.decode(payload, live.prepared.signal_types.get(message.name, Any))
         event = event_of(message, live.plan, self.room.max_crashes)
-        address, known = live.state.seq + 1, len(live.upcoming)
+        address = live.state.seq + 1
         at_us = message.at_us or self.room.clock.now_us()  # a store that tells of a loss gives no time for it
         if changed := self._record(live, event, at_us, payload, took_us, from_inbox=True):
-            observed.arrived(live, message, address, live.upcoming[known:])
+            observed.arrived(live, message, address)
         return changed
 
     # --- what the engine decided ---
@@ -156,6 +156,8 @@ class Desk:
             live.upcoming.append(facts.opened)
         else:
             self._obey(live, facts)
+            if live.observed is not None:
+                observed.let_go(live, facts)
         state = live.state
         if self._writes or state.ended or state.held or state.paused or state.stopping:
             self._dirty[live.instance_id] = self._restless[live.instance_id] = live

@@ -267,6 +267,7 @@ _KINDS: Final[Mapping[type, tuple[str, Callable[[Any], str]]]] = {
     f.StepCrashed: ("crashed", lambda fact: f"its process died; {fact.crashes} in a row"),
     f.TimerFired: ("time over", _nothing),
     f.MessageKept: ("signal came", lambda fact: fact.name),
+    f.MessageTraced: ("signal came", lambda fact: f"{fact.name}, sent in trace {fact.trace[3:35]}"),
     f.CancelBegun: ("cancel asked", _asked),
     f.RunPaused: ("paused", _asked),
     f.RunResumed: ("resumed", _asked),

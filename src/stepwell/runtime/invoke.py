@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import apsw
 
     from stepwell.flow.workflow import AnyWorkflow
+    from stepwell.observe.watching import Arrival
 
     from .live import Live
     from .processes import Remote
@@ -142,7 +143,12 @@ class Job(msgspec.Struct, eq=False):
 
         return signals_read(self)
 
-    def arrival(self, address: int) -> tuple[str, int] | None:
+    def let_go_by(self) -> Iterable[int]:
+        from .observed import let_go_by
+
+        return let_go_by(self)
+
+    def arrival(self, address: int) -> Arrival | None:
         from .observed import arrival
 
         return arrival(self, address)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from stepwell.backend.base import Entry, Header, Loaded, Message
+from stepwell.engine import causes
 from stepwell.engine import facts as f
 from stepwell.errors import BackendError, TaskTimeout
-from stepwell.observe.watching import Facts
+from stepwell.observe.watching import Arrival, Facts
 
 from .invoke import Job, Outcome, Undecodable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _CUT_OFF: Final = ("interrupted", "quarantined")
+_PAGES: Final = (8, 32, 128)  # entries, from the last one back, among which is looked for why a step was opened
 
 
 # --- attempts --------------------------------------------------------------------------------------------
@@ -80,10 +82,16 @@ def settled(guest: Live | None, there: bool) -> None:
 # --- signals ---------------------------------------------------------------------------------------------
 
 
-def arrived(live: Live, message: Message, address: int, opened: Sequence[Key]) -> None:
-    """Tell of a message that was taken in, as the entry ``address``, and of the steps it opened."""
+def arrived(live: Live, message: Message, address: int) -> None:
+    """Tell of a message that was taken in, as the entry ``address``."""
     if live.observed is not None and message.kind == "signal":
-        live.observed.arrived(message.name, message.at_us, address, opened)
+        live.observed.arrived(address, Arrival(message.name, message.at_us, message.trace))
+
+
+def let_go(live: Live, facts: Sequence[f.Fact]) -> None:
+    """Tell of the steps that an entry has opened because of signals, whenever those have come."""
+    if live.observed is not None and live.plan.signals and (steps := causes.let_go(live.plan, facts)):
+        live.observed.let_go(steps)
 
 
 def signals_read(job: Job) -> list[int]:
@@ -97,21 +105,41 @@ def _is_signal(job: Job, ref: int) -> bool:
     return job.facts.plan.kind[ref] == "signal"
 
 
-def arrival(job: Job, address: int) -> tuple[str, int] | None:
-    """Return name and moment of the signal that a journal entry brought; ``None`` if it brought none."""
-    entry = _entry(job.facts, address)
-    head = f.decode(entry.facts)[0] if entry is not None else None
-    return (head.name, entry.at_us) if entry is not None and isinstance(head, f.MessageKept) else None
+def arrival(job: Job, address: int) -> Arrival | None:
+    """Return the signal that a journal entry brought; ``None`` if it brought none."""
+    for entry in _history(job.facts, address - 1, 1):
+        head = f.decode(entry.facts)[0]
+        if isinstance(head, f.MessageKept):
+            return Arrival(head.name, entry.at_us, head.trace if isinstance(head, f.MessageTraced) else "")
+    return None
 
 
-def _entry(live: Live, seq: int) -> Entry | None:
+def let_go_by(job: Job) -> Sequence[int]:
+    """Return the addresses of the signals that let a step go, as the journal has it, but not from long ago."""
+    live = job.facts
+    if not causes.signals_before(live.plan, job.node):
+        return ()
+    before = live.state.seq
+    for page in _PAGES:
+        entries = _history(live, max(0, before - page), min(page, before))
+        for entry in reversed(entries):
+            facts = f.decode(entry.facts)
+            if isinstance(facts[0], f.RunMoved):
+                return ()  # rows had other numbers before
+            if any(isinstance(fact, f.Opened) and (fact.node, fact.turns) == job.key for fact in facts):
+                return causes.let_go(live.plan, facts).get(job.key, ())
+        before -= page
+    return ()
+
+
+def _history(live: Live, after: int, limit: int) -> Sequence[Entry]:
     backend = live.room.backend
-    if backend is None or not seq:
-        return None
+    if backend is None or after < 0 or limit <= 0:
+        return ()
     try:
-        return next(iter(backend.history(live.instance, seq - 1, 1)), None)
+        return backend.history(live.instance, after, limit)
     except BackendError:  # the store has troubles of its own; a link is not worth one more
-        return None
+        return ()
 
 
 def sent(room: Room, header: Header, message: Message, at_us: int) -> None:
@@ -132,15 +160,20 @@ def handed_over(room: Room, instance_id: str, message: Message) -> None:
 # --- runs ------------------------------------------------------------------------------------------------
 
 
+def taken_over(guest: Live) -> None:
+    """Tell of a step that is run for another session: what let it go is known to the journal alone."""
+    if guest.observed is not None:
+        guest.observed.restored(0, _open_steps(guest))
+
+
 def restored(live: Live, loaded: Loaded) -> None:
-    """Tell since when a loaded instance could have gone on, as far as its rows say, and what a signal has opened."""
+    """Tell since when a loaded instance could have gone on, as far as its rows say."""
     if live.observed is None:
         return
     last_us = loaded.entries[-1].at_us if loaded.entries else loaded.header.updated_us
-    live.observed.restored(max(last_us, loaded.header.due_us or 0))
-    if live.plan.signals and any(step.phase == "ready" for step in live.state.steps.values()):
-        entry = _entry(live, live.state.seq)
-        head, *others = f.decode(entry.facts) if entry is not None else [None]
-        if entry is not None and isinstance(head, f.MessageKept):
-            opened = [(fact.node, fact.turns) for fact in others if isinstance(fact, f.Opened)]
-            live.observed.arrived(head.name, entry.at_us, entry.seq, opened)
+    live.observed.restored(max(last_us, loaded.header.due_us or 0), _open_steps(live))
+
+
+def _open_steps(live: Live) -> Iterable[Key]:
+    """Return the steps that a signal may have let go."""
+    return live.state.steps if live.plan.signals else ()

@@ -81,7 +81,7 @@ def event_of(message: Message, plan: Plan, limit: int = e.MAX_CRASHES) -> e.Even
         case "outcome" | "lost" | "declined" | "cursor":
             return event_of_offered(message, plan, limit)
         case "signal":
-            return e.Signalled(message.name)
+            return e.Signalled(message.name, message.trace)
         case "cancel":
             return e.CancelAsked(message.name, text)
         case "pause":

@@ -157,6 +157,8 @@ def _snapshot(backend: Backend, seen: _Seen, plans: Sequence[Plan], state: Front
         image=to_image(state),
         mail=[form.Note(m.kind, m.name, m.payload, m.at_us, m.message_id) for m in seen.loaded.mail],
         message_ids=list(seen.received),
+        lane=header.lane,
+        mail_traces=[m.trace for m in seen.loaded.mail] if any(m.trace for m in seen.loaded.mail) else [],
     )
 
 
@@ -209,6 +211,7 @@ def restore_into(room: Room, data: bytes, instance_id: str | None = None) -> Hea
         result_seq=snapshot.result_seq,
         updated_us=snapshot.updated_us,
         ended_us=snapshot.ended_us,
+        lane=snapshot.lane,
     )
     answer = backend.create(None, [creation])[0]
     if isinstance(answer, Created):
@@ -255,8 +258,9 @@ def _entries(snapshot: form.Snapshot, move: Move) -> list[Entry]:
 
 def _messages(snapshot: form.Snapshot, move: Move) -> list[Message]:
     messages: list[Message] = []
-    for note in snapshot.mail:
-        message = Message(note.kind, note.name, note.payload, note.at_us, note.message_id)
+    traces = snapshot.mail_traces or [""] * len(snapshot.mail)
+    for note, trace in zip(snapshot.mail, traces, strict=True):
+        message = Message(note.kind, note.name, note.payload, note.at_us, note.message_id, trace=trace)
         if (value := value_of(message)) is not None:
             payload = _moved(move, value, f"the payload of a waiting {note.kind}")
             message = msgspec.structs.replace(message, payload=payload)

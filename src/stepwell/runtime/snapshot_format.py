@@ -67,7 +67,7 @@ class Note(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknow
     message_id: Text
 
 
-class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One run of an instance, whole.
 
     Attributes:
@@ -76,6 +76,8 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         state: as its journal says it was when it was written last; so are ``due_us`` and ``result_seq``.
         image: the engine's state after the last entry.
         message_ids: those accepted so far, whether or not the message still waits.
+        lane: instances of this workflow and lane share a limit on how many run.
+        mail_traces: the contexts that the messages of ``mail`` were sent in, one for each, or none at all.
     """
 
     instance_id: Id
@@ -97,6 +99,8 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: bytes
     mail: list[Note]
     message_ids: list[Text]
+    lane: Text = ""
+    mail_traces: list[Text] = []
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -135,6 +139,8 @@ def read(data: bytes) -> tuple[Snapshot, int]:
     known = {*snapshot.message_ids} - {""}
     if len(known) != len(snapshot.message_ids) or len({*waiting} & known) != len(waiting):
         raise damaged("its inbox has a message twice")
+    if len(snapshot.mail_traces) not in (0, len(snapshot.mail)):
+        raise damaged("it has the contexts of other messages than it has")
     return snapshot, codec_id
 
 

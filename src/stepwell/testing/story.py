@@ -86,6 +86,7 @@ class Story:
             f.CursorKept: self._cursor_kept,
             f.TimerFired: self._timer_fired,
             f.MessageKept: self._message_kept,
+            f.MessageTraced: self._message_kept,
             f.MessageTaken: self._message_taken,
             f.Opened: self._opened,
             f.Turned: self._turned,

@@ -398,3 +398,17 @@ def test_a_stored_context_that_cannot_be_read_is_no_link(stored: str, seen: Seen
         backend.end_session(session)
         assert runner.resume(reading, "s") == 1
     assert senders(seen, "reads") in ([set()], FROM_SENDER)
+
+
+@both
+def test_a_damaged_entry_costs_a_link_and_not_the_run(flow: Any, step: str, seen: Seen) -> None:
+    """The state is read from its image, so nobody else needs the entry's facts."""
+    backend = InMemoryBackend()
+    with CheckpointingRunner(backend) as runner:
+        runner.start(flow, 1, instance_id="s")
+        with sending():
+            runner.client.signal("s", "go", True)
+        journal = backend._runs[backend.header("s").instance].journal  # type: ignore[union-attr]
+        journal[-1] = msgspec.structs.replace(journal[-1], facts=b"damaged")
+        assert runner.resume(flow, "s") == 1
+    assert senders(seen, step) == [set()]

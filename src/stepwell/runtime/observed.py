@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from stepwell.backend.base import Entry, Header, Loaded, Message
+import msgspec
+
+from stepwell.backend.base import Header, Loaded, Message
 from stepwell.engine import causes
 from stepwell.engine import facts as f
 from stepwell.errors import BackendError, TaskTimeout
@@ -107,10 +109,9 @@ def _is_signal(job: Job, ref: int) -> bool:
 
 def arrival(job: Job, address: int) -> Arrival | None:
     """Return the signal that a journal entry brought; ``None`` if it brought none."""
-    for entry in _history(job.facts, address - 1, 1):
-        head = f.decode(entry.facts)[0]
+    for at_us, (head, *_) in _history(job.facts, address - 1, 1):
         if isinstance(head, f.MessageKept):
-            return Arrival(head.name, entry.at_us, head.trace if isinstance(head, f.MessageTraced) else "")
+            return Arrival(head.name, at_us, head.trace if isinstance(head, f.MessageTraced) else "")
     return None
 
 
@@ -121,9 +122,7 @@ def let_go_by(job: Job) -> Sequence[int]:
         return ()
     before = live.state.seq
     for page in _PAGES:
-        entries = _history(live, max(0, before - page), min(page, before))
-        for entry in reversed(entries):
-            facts = f.decode(entry.facts)
+        for _, facts in reversed(_history(live, max(0, before - page), min(page, before))):
             if isinstance(facts[0], f.RunMoved):
                 return ()  # rows had other numbers before
             if any(isinstance(fact, f.Opened) and (fact.node, fact.turns) == job.key for fact in facts):
@@ -132,14 +131,15 @@ def let_go_by(job: Job) -> Sequence[int]:
     return ()
 
 
-def _history(live: Live, after: int, limit: int) -> Sequence[Entry]:
+def _history(live: Live, after: int, limit: int) -> list[tuple[int, Sequence[f.Fact]]]:
+    """Return when entries were written, and their facts."""
     backend = live.room.backend
     if backend is None or after < 0 or limit <= 0:
-        return ()
+        return []
     try:
-        return backend.history(live.instance, after, limit)
-    except BackendError:  # the store has troubles of its own; a link is not worth one more
-        return ()
+        return [(entry.at_us, f.decode(entry.facts)) for entry in backend.history(live.instance, after, limit)]
+    except (BackendError, msgspec.MsgspecError):  # the store has troubles of its own; a link is not worth one more
+        return []
 
 
 def sent(room: Room, header: Header, message: Message, at_us: int) -> None:

@@ -340,10 +340,27 @@ class NoSavepoint(SqliteBackend):
         return joined
 
 
+class ServesForEver(InMemoryBackend):
+    """Counts sessions that are over among those that serve a graph."""
+
+    def served(self, definitions: Sequence[int]) -> Mapping[int, int]:
+        return Counter(each for held in self._sessions.values() for each in held.serves.intersection(definitions))
+
+
+class ServesMoreAndMore(InMemoryBackend):
+    """Adds what a session serves to what it served before."""
+
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        held = self._sessions.get(session.id)
+        super().serve(session, [*definitions, *(held.serves if held is not None else ())])
+
+
 @pytest.mark.parametrize(
     ("broken", "caught_by"),
     [
         (NoFence, {"test_renew_is_fenced", "test_commit_is_fenced", "test_a_zombie_writes_nothing"}),
+        (ServesForEver, {"test_a_lease_that_ran_out_serves_nothing"}),
+        (ServesMoreAndMore, {"test_what_is_said_last_counts"}),
         (NoSeqCheck, {"test_a_stale_base_is_a_conflict", "test_a_base_ahead_is_a_conflict"}),
         (LosesMail, {"test_a_message_that_crosses_a_release_makes_it_due", "test_messages_survive_a_takeover"}),
         (AcceptsTwice, {"test_a_message_id_is_accepted_once", "test_a_message_id_is_remembered_after_the_end"}),

@@ -295,6 +295,14 @@ class SameAnswers(RuleBasedStateMachine):
     def renew(self, slot: int) -> None:
         self.both(lambda store, side: store.renew(self.sessions[slot][side]))
 
+    @rule(slot=st.integers(0, 2), definitions=st.lists(st.integers(1, 3), max_size=2))
+    def serve(self, slot: int, definitions: list[int]) -> None:
+        self.both(lambda store, side: store.serve(self.sessions[slot][side], definitions))
+
+    @rule(definitions=st.lists(st.integers(1, 3), max_size=3))
+    def served(self, definitions: list[int]) -> None:
+        self.both(lambda store, _: dict(store.served(definitions)))
+
     @rule(slot=st.integers(0, 2))
     def end_session(self, slot: int) -> None:
         self.both(lambda store, side: store.end_session(self.sessions[slot][side]))

@@ -244,6 +244,10 @@ QUERIES: dict[str, Callable[[SqliteBackend, Session], object]] = {
         each.step for each in claim_offers(store, ann, workflow="offering", tags=["eu"])
     ],
     "the next due time": lambda store, _: store.next_due("work"),
+    "who serves a graph": lambda store, ann: [
+        store.serve(ann, [definition_of(store)]),
+        store.served([definition_of(store)]),
+    ],
     "a claim by id": lambda store, ann: store.claim(ann, "parked-7") is not None,
     "mail": lambda store, ann: store.mail(ann),
     "list by label": lambda store, _: [header.instance_id for header in store.list(Filter(labels={"k": "v"}))],

@@ -170,6 +170,17 @@ class Backend(Protocol):
         """Give back every claim and end the session. Ending a lost session does nothing."""
         ...
 
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        """Say which graphs the session has the code of, in place of what it said before; at first that is none.
+
+        It binds nobody: a claim does not look at it. Raises ``LeaseLost``.
+        """
+        ...
+
+    def served(self, definitions: Sequence[int]) -> Mapping[int, int]:
+        """Return how many live sessions serve each of these definitions; those that none serves are left out."""
+        ...
+
     # --- writing ----------------------------------------------------------------------------------
 
     def register(self, name: str, fingerprint: str, plan: bytes) -> int:

@@ -107,6 +107,16 @@ class InMemoryBackend(MemoryStore):
             if held is not None and held.session.token == session.token:
                 self._end(held, lost=False)
 
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        with self._open():
+            self._live(session).serves = frozenset(definitions)
+            self._writes += 1
+
+    def served(self, definitions: Sequence[int]) -> Mapping[int, int]:
+        with self._open():
+            live = [held for held in self._sessions.values() if held.serves and not self._over(held)]
+            return Counter(number for held in live for number in held.serves.intersection(definitions))
+
     # --- writing ----------------------------------------------------------------------------------
 
     def register(self, name: str, fingerprint: str, plan: bytes) -> int:

@@ -64,6 +64,7 @@ class Held:
     session: Session
     holder: Holder
     until_us: int
+    serves: frozenset[int] = frozenset()
     runs: dict[int, None] = field(default_factory=dict[int, None])
     offers: dict[int, None] = field(default_factory=dict[int, None])
 

@@ -14,6 +14,7 @@ the leases, so that nothing slow can cost them, and one listens.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -175,6 +176,18 @@ class PostgresBackend(ClaimStore):
         values = session.id, session.token, session.lease_us
         if self._renew.once(lambda db: db.row(sql.RENEW, *values)) is None:
             raise lost()
+
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        values = session.id, session.token, int8s(sorted({*definitions}))
+        if self._write.once(lambda db: db.row(sql.SERVE, *values)) is None:
+            raise lost()
+        self._wrote()
+
+    def served(self, definitions: Sequence[int]) -> Mapping[int, int]:
+        wanted = {*definitions}
+        rows = self._read.once(lambda db: db.rows(sql.SERVED, int8s(sorted(wanted))))
+        live = [serves for serves, *holder in rows if holder_name(tuple(holder)) is not None]
+        return Counter(number for serves in live for number in wanted.intersection(serves))
 
     # --- messages ---------------------------------------------------------------------------------
 

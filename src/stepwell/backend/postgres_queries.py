@@ -32,6 +32,7 @@ LOCK_IF_OVER: Final = """
 SELECT id FROM @session WHERE id = $1 AND ($2 OR lease_until <= clock_timestamp()) FOR UPDATE
 """
 """The time is read again if the row had to be waited for and was renewed meanwhile."""
+SERVE: Final = "UPDATE @session SET serves = $3 WHERE id = $1 AND token = $2 RETURNING id"
 
 _PARKED: Final = """a.mail = 0 AND (
     SELECT i.state IN ('waiting', 'paused', 'held')
@@ -236,6 +237,7 @@ META: Final = "SELECT key, value FROM @meta"
 # --- reading ----------------------------------------------------------------------------------------
 
 HOLDER: Final = "s.id, s.lease_until > clock_timestamp(), s.name, s.host, s.pid, s.started, s.boot_id, s.namespace"
+SERVED: Final = f"SELECT s.serves, {HOLDER} FROM @session s WHERE s.serves && $1::bigint[]"  # noqa: S608  # a constant
 COLUMNS: Final = f"""i.id, i.instance_id, i.run, d.name, d.fingerprint, i.state,
     (SELECT coalesce(max(j.seq), 0) FROM @journal j WHERE j.instance = i.id),
     i.created_us, i.updated_us, i.ended_us, a.due_us, i.input_digest, i.result_seq,

@@ -20,6 +20,11 @@ SELECT lease_us, lease_boot, name, host, pid, started, boot_id, namespace FROM s
 """
 OTHER_SESSIONS: Final = "SELECT id FROM session WHERE id != ?"
 DELETE_SESSION: Final = "DELETE FROM session WHERE id = ?"
+SERVE: Final = "UPDATE session SET serves = ? WHERE id = ? AND token = ?"
+SERVED: Final = """
+SELECT s.id, d.value FROM session s CROSS JOIN json_each(s.serves) d
+WHERE s.serves != '[]' AND d.value IN (SELECT value FROM json_each(?))
+"""
 
 # What is freed keeps its due time only if its last rest still says when it wants to be claimed; else it is due at once.
 _LAST_SEQ: Final = "(SELECT ifnull(max(seq), 0) FROM journal WHERE instance = agenda.instance)"

@@ -178,6 +178,18 @@ class SqliteBackend(OfferStore):
             if db.execute(sql.SESSION_NAME, (session.id, session.token)).fetchone() is not None:
                 self._end(db, session.id, lost=False)
 
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        with self._write as db:
+            db.execute(sql.SERVE, (_numbers(definitions), session.id, session.token))
+            if not db.changes():
+                raise lost()
+
+    def served(self, definitions: Sequence[int]) -> Mapping[int, int]:
+        with self._read as db:
+            found = db.execute(sql.SERVED, (_numbers(definitions),)).fetchall()
+            live = {each for each in {row[0] for row in found} if self._holder_name(db, each) is not None}
+            return Counter(definition for session, definition in found if session in live)
+
     # --- writing ----------------------------------------------------------------------------------
 
     def post(self, instance: int, message: Message) -> Posted:
@@ -357,6 +369,10 @@ class SqliteBackend(OfferStore):
 
     def close(self) -> None:
         self._database.close()
+
+
+def _numbers(definitions: Sequence[int]) -> str:
+    return msgspec.json.encode(sorted({*definitions})).decode()
 
 
 def _rows(found: Iterable[tuple[Any, ...]]) -> list[Due]:

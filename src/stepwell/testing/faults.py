@@ -131,6 +131,12 @@ class FaultyBackend:
     def end_session(self, session: Session) -> None:
         return self._call("end_session", lambda: self.inner.end_session(session))
 
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        return self._call("serve", lambda: self.inner.serve(session, definitions))
+
+    def served(self, definitions: Sequence[int]) -> Mapping[int, int]:
+        return self._call("served", lambda: self.inner.served(definitions))
+
     def register(self, name: str, fingerprint: str, plan: bytes) -> int:
         return self._call("register", lambda: self.inner.register(name, fingerprint, plan))
 

@@ -26,7 +26,8 @@ CREATE TABLE session (
     pid        INTEGER NOT NULL,
     started    INTEGER NOT NULL,
     boot_id    TEXT NOT NULL,
-    namespace  TEXT NOT NULL
+    namespace  TEXT NOT NULL,
+    serves     TEXT NOT NULL DEFAULT '[]'       -- a JSON array of the definitions that it has the code of
 ) STRICT;
 
 CREATE TABLE instance (                         -- one run of an instance

@@ -26,7 +26,7 @@ from .joining import Joining
 from .offering import Offering, Settling
 from .processes import Processes
 from .reading import Listing, Reading, Upkeep
-from .sessions import Sessions
+from .sessions import Serving, Sessions
 from .suspecting import Suspecting
 from .wanting import Avoiding, Lanes, Turns
 from .watching import Watching
@@ -37,6 +37,7 @@ __all__ = ["BackendConformance", "LeaseClock"]
 
 class BackendConformance(
     Sessions,
+    Serving,
     Creating,
     Restoring,
     Admission,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from stepwell.backend.base import Backend, Filter, Session, Want
+from stepwell.backend.base import Backend, Filter, Holder, Session, Want
 from stepwell.errors import LeaseLost
 from stepwell.testing.sample import T0, change, creation, definition_of, header_of, seqs, session_of, signal, start
 
@@ -202,3 +202,70 @@ class Sessions(Examiner):
         seen = backend.claim(session_of(backend, "bob"), "a")
         assert seen is not None
         assert seen.header.session == ann.id
+
+
+def served_by(backend: Backend, holder: Holder | None = None) -> tuple[Session, int, int]:
+    """Return a session that serves two graphs, and those."""
+    session, one, two = session_of(backend, holder=holder), definition_of(backend), definition_of(backend, "other")
+    backend.serve(session, [one, two, one])
+    return session, one, two
+
+
+class Serving(Examiner):
+    def test_a_session_serves_nothing_unless_it_says_so(self, backend: Backend) -> None:
+        """Who says nothing is not counted, and nobody is counted for a graph that he did not name."""
+        session_of(backend)
+        _, one, two = served_by(backend)
+        assert dict(backend.served([one, two, definition_of(backend, "third"), 10_000])) == {one: 1, two: 1}
+        assert dict(backend.served([two])) == {two: 1}
+        assert dict(backend.served([])) == {}
+
+    def test_each_session_counts_once(self, backend: Backend) -> None:
+        """It is known how many serve a graph, whatever else they serve."""
+        _, one, two = served_by(backend)
+        backend.serve(session_of(backend, "bob"), [two])
+        assert dict(backend.served([one, two])) == {one: 1, two: 2}
+
+    def test_what_is_said_last_counts(self, backend: Backend) -> None:
+        """A worker that drains takes back that it serves anything, and goes on otherwise."""
+        ann, one, two = served_by(backend)
+        backend.serve(ann, [two])
+        assert dict(backend.served([one, two])) == {two: 1}
+        backend.serve(ann, [])
+        assert dict(backend.served([one, two])) == {}
+        backend.renew(ann)
+
+    def test_serve_is_fenced(self, backend: Backend) -> None:
+        """A lost session says nothing any more."""
+        one = definition_of(backend)
+        is_fenced(backend, lambda session: backend.serve(session, [one]))
+        assert dict(backend.served([one])) == {one: 1}
+
+    def test_an_ended_session_serves_nothing(self, backend: Backend) -> None:
+        """From its end on, by itself."""
+        ann, one, two = served_by(backend)
+        backend.end_session(ann)
+        assert dict(backend.served([one, two])) == {}
+
+    def test_a_session_that_was_taken_over_serves_nothing(self, backend: Backend) -> None:
+        """Also if its process wakes up again."""
+        ann, one, two = served_by(backend)
+        start(backend, ann)
+        self.pass_leases(backend)
+        backend.claim(session_of(backend, "bob"), "a")
+        with pytest.raises(LeaseLost):
+            backend.serve(ann, [one])
+        assert dict(backend.served([one, two])) == {}
+
+    def test_a_lease_that_ran_out_serves_nothing(self, backend: Backend) -> None:
+        """Nobody has to end the session for that; if it is renewed all the same, it counts again."""
+        ann, one, two = served_by(backend)
+        self.pass_leases(backend)
+        assert dict(backend.served([one, two])) == {}
+        backend.renew(ann)
+        assert dict(backend.served([one, two])) == {one: 1, two: 1}
+
+    def test_a_dead_process_serves_nothing(self, backend: Backend) -> None:
+        """No lease has to pass when it is provably gone."""
+        _, one, two = served_by(backend, dead_holder())
+        assert dict(backend.served([one, two])) == {}

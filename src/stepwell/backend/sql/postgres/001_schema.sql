@@ -29,7 +29,8 @@ CREATE TABLE @session (
     pid         bigint NOT NULL,
     started     bigint NOT NULL,
     boot_id     bytea NOT NULL,
-    namespace   bytea NOT NULL
+    namespace   bytea NOT NULL,
+    serves      bigint[] NOT NULL DEFAULT '{}'  -- the definitions that it has the code of
 ) WITH (fillfactor = 30);                       -- renewing it touches no index, so that it stays on its page
 
 CREATE TABLE @instance (                        -- one run of an instance

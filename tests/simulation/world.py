@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from stepwell import InMemoryBackend
 from stepwell.backend.base import Session
-from stepwell.runtime import claiming, drive, invoke, pooling, worker
+from stepwell.runtime import claiming, drive, invoke, pooling, serving, worker
 from stepwell.runtime.clock import Wait
 from stepwell.runtime.pooling import Drain
 from stepwell.runtime.worker import PooledWorker
@@ -452,7 +452,7 @@ def installed(world: World) -> Iterator[None]:
     """Let the runtime's own short looks at the time, and its spreading, be the world's."""
     assert threading.current_thread() is threading.main_thread()
     changes: list[tuple[Any, str, Any]] = [
-        *((place, "time", _Time(world)) for place in (drive, pooling, claiming, invoke)),
+        *((place, "time", _Time(world)) for place in (drive, pooling, claiming, serving, invoke)),
         *((place, "random", random.Random(world.chance.seed)) for place in (pooling, worker)),
         (invoke, "_clock_ns", world.perf_ns),
         (pooling.Pace.__init__, "__defaults__", pooling.Pace.__init__.__defaults__ and (world.perf_ns,)),

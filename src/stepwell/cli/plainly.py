@@ -85,6 +85,10 @@ class Sayer:
             case r.NoWorker(workflow):
                 text = f"There is something to do, and nobody is at it: no worker for {workflow} runs."
                 return Saying("", "pending", text, (self._at.command("worker", "MODULE:WORKFLOW"),))
+            case r.Queued(workflow, graph, workers):
+                live = "1 live worker has" if workers == 1 else f"{workers} live workers have"
+                text = f"It is queued. {live} the code of its graph ({graph[:8]} of {workflow}); newer ones leave it to"
+                return Saying("", "pending", f"{text} {'it' if workers == 1 else 'them'}.")
             case _:
                 return Saying(getattr(reason, "path", ""), "", in_commands(reason.text, self._id))
 

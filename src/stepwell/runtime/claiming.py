@@ -90,6 +90,14 @@ class Claiming(Drive):
     def _refuse(self, header: Header, error: InstanceError) -> None:
         """Take note of an instance that cannot be worked on."""
 
+    def _leaves(self, header: Header) -> bool:
+        """Say whether an instance is left to others that have the code of its very graph."""
+        return False
+
+    def _passes_over(self, definition: int) -> bool:
+        """Say the same of a graph, as far as is known without asking."""
+        return False
+
     # --- looking for what is due ---
 
     def _refill(self) -> bool:
@@ -144,9 +152,14 @@ class Claiming(Drive):
         with self.room.entering:
             found = self.room.fenced(self._backend.claim_due, self._want(limit))
             joined = [(self._joined(loaded.header), loaded) for loaded in found]
+        left: list[Live] = []
         for live, loaded in joined:
-            if live is not None:
+            if live is not None and self._leaves(loaded.header):
+                left.append(live)
+            elif live is not None:
                 self._go_on_with(live, loaded)
+        if left:
+            self.abandon(left)
         return found
 
     def _may_learn(self) -> bool:
@@ -159,7 +172,7 @@ class Claiming(Drive):
             number: (name, due_us)
             for name, prepared in self._newest.items()
             for number, due_us in self._backend.next_due(name).items()
-            if number <= prepared.definition  # those of newer code are left alone
+            if number <= prepared.definition and not self._passes_over(number)  # those of newer code are left alone
         }
         self._definitions, self._learned = {number: name for number, (name, _) in due.items()}, True
         self._due_us = min((due_us for _, due_us in due.values() if due_us is not None), default=None)
@@ -178,31 +191,34 @@ class Claiming(Drive):
         self._learn_next()
         for name, prepared in self._newest.items():
             if min(self._backend.next_due(name), default=prepared.definition) < prepared.definition:
-                self._move_waiting(name)
+                for header in self._found(Filter(("waiting",), name)):
+                    self._look_at_resting(header)
             for header in self._found(Filter(("held", "paused"), name)):
-                try:
-                    session.resume(self, self._prepared_for(header), header.instance_id, judge=_if_at_rest)
-                except InstanceNotFound:
-                    continue  # it has ended and was deleted since, or it goes on and has its turn with the others
-                except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:
-                    self._refuse(header, error)
-                else:
-                    self._took(header.instance_id)
+                self._look_at_resting(header)
 
-    def _move_waiting(self, name: str) -> None:
-        """Instances of older graphs that only wait are moved or held at once: people want to know now."""
-        for header in self._found(Filter(("waiting",), name)):
-            prepared = self._prepared_for(header)
-            if header.definition >= prepared.definition or header.session:
-                continue
-            if (loaded := self._backend.load(header.instance_id)) is None or loaded.header.session:
-                continue
-            try:
-                moving.settle(self.room, loaded, prepared, None)
-            except (InstanceConflict, InstanceDamaged) as error:
-                self._refuse(header, error)
-            else:
-                self._took(header.instance_id)
+    def _look_at_resting(self, header: Header) -> None:
+        """Look at one that nothing makes due: if its graph is older and it only waits, people want to know now."""
+        prepared = self._prepared_for(header)
+        if (header.state == "waiting" and header.definition >= prepared.definition) or self._leaves(header):
+            return
+        try:
+            if header.state != "waiting":
+                session.resume(self, prepared, header.instance_id, judge=_if_at_rest)
+            elif not self._move_waiting(header, prepared):
+                return
+        except InstanceNotFound:
+            return  # it has ended and was deleted since, or it goes on and has its turn with the others
+        except (InstanceConflict, InstanceDamaged, AlreadyRunning) as error:
+            self._refuse(header, error)
+        else:
+            self._took(header.instance_id)
+
+    def _move_waiting(self, header: Header, prepared: Prepared) -> bool:
+        """Move or hold an instance of an older graph that only waits, unless somebody has it."""
+        if header.session or (loaded := self._backend.load(header.instance_id)) is None or loaded.header.session:
+            return False
+        moving.settle(self.room, loaded, prepared, None)
+        return True
 
     def _found(self, where: Filter) -> Iterator[Header]:
         while page := self._backend.list(where):

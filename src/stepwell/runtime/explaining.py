@@ -239,9 +239,27 @@ class NoWorker:
         return f"nobody works on it now; runner.recover([{self.workflow}]) or runner.resume() goes on with it"
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Something could be done now, and live workers with the code of its very graph are there to do it.
+
+    Newer workers leave it to them. ``graph`` is its fingerprint, ``workers`` how many they are.
+    """
+
+    kind: ClassVar[str] = "queued"
+    workflow: str
+    graph: str
+    workers: int
+
+    @property
+    def text(self) -> str:
+        live = "1 live worker has" if self.workers == 1 else f"{self.workers} live workers have"
+        return f"it is queued for workers with the code of its graph {self.graph[:8]}, which {live}"
+
+
 Reason: TypeAlias = (
     Running | Ready | CutOff | Crashed | DueAt | AwaitsSignal | Backoff | Closing | Failed
-    | Cancelling | Cancelled | Paused | Held | NoWorker
+    | Cancelling | Cancelled | Paused | Held | NoWorker | Queued
 )  # fmt: skip
 
 
@@ -300,7 +318,7 @@ class _Reader:
     """One instance as it was loaded, and how its reasons are found."""
 
     def __init__(self, room: Room, loaded: Loaded, plan: Plan, state: Frontier, now: int) -> None:
-        self.loaded, self.plan, self.state, self.now = loaded, plan, state, now
+        self.room, self.loaded, self.plan, self.state, self.now = room, loaded, plan, state, now
         self.worker = loaded.header.held_by
         self.since = _openings(loaded)
         self.errors: Mapping[str, str] = {}
@@ -316,7 +334,7 @@ class _Reader:
         if state.paused:
             yield Paused(state.paused.reason, state.paused.by)
         if self._deserted():
-            yield NoWorker(self.plan.name)
+            yield self._waits_for_hands()
         if state.ended == "failed" and (first := state.failure) and (first.node, first.turns) not in state.steps:
             path = self.plan.path(first.node, first.turns)  # a loop that failed is no step
             yield Failed(path, self.errors.get(path, first.reason))
@@ -326,6 +344,12 @@ class _Reader:
         detail = died_text(died) if died else "" if held.by == path else held.by
         text = f"{hold_text(self.plan, held, died)}; {hold_mend(self.plan, held)}"
         return Held(held.reason, detail, path, text, died)
+
+    def _waits_for_hands(self) -> Reason:
+        header, backend = self.loaded.header, self.room.backend
+        assert backend is not None
+        workers = backend.served([header.definition]).get(header.definition, 0)
+        return Queued(self.plan.name, header.fingerprint, workers) if workers else NoWorker(self.plan.name)
 
     def _deserted(self) -> bool:
         due_us = self.state.next_due_us()

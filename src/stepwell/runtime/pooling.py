@@ -24,7 +24,7 @@ from stepwell.observe.logs import extras
 
 from . import away, observed
 from .away import Guest
-from .claiming import AT_ONCE, Claiming
+from .claiming import AT_ONCE
 from .clock import AnyMailbox, Mailbox, Wait
 from .context import CURRENT
 from .drive import TURN_STEPS
@@ -32,6 +32,7 @@ from .hands import Fatal
 from .invoke import Body, Job, NeedsHolder, Outcome
 from .live import STARTED, Live
 from .patience import PASSING
+from .serving import Serving
 
 if TYPE_CHECKING:
     from .room import Room
@@ -83,7 +84,7 @@ class Pace:
         return self._ahead
 
 
-class Pool(Claiming):
+class Pool(Serving):
     """Works until it is told to stop."""
 
     lends_thread = False
@@ -101,8 +102,8 @@ class Pool(Claiming):
         poll_us: int,
         most: Mapping[str, int],
     ) -> None:
-        super().__init__(room, mailbox, runnables, stay=True)
-        self._concurrency, self._tags, self._poll_us, self._most = concurrency, frozenset(tags), poll_us, most
+        super().__init__(room, mailbox, runnables, poll_us=poll_us)
+        self._concurrency, self._tags, self._most = concurrency, frozenset(tags), most
         self._gate = self._admits
         self._backlog: list[tuple[int, int, Live, Key]] = []  # a heap
         self._foreign: list[tuple[Live, Key, Body]] = []
@@ -191,6 +192,7 @@ class Pool(Claiming):
     def _drain(self) -> None:
         """What has not begun is given back, tried or not; what is recorded as an only start still begins."""
         self._draining = True
+        self._serve_no_more()
         self._backlog = []
         self._foreign = []
         for number in [number for number, guest in self._guests.items() if not guest.flights]:
@@ -231,6 +233,8 @@ class Pool(Claiming):
 
     def _take(self, limit: int) -> bool:
         """Ask for work if others have written, if something of ours is due, or if it is time to ask all the same."""
+        if self._look_after_older(limit):
+            return True
         now_ns, hint = time.perf_counter_ns(), self._backend.hint()
         due = self._due_us is not None and self._due_us <= self.room.clock.now_us()
         if hint != self._asked:
@@ -570,5 +574,6 @@ class Pool(Claiming):
         super()._go_on_with(live, loaded)
 
     def _refuse(self, header: Header, error: InstanceError) -> None:
+        super()._refuse(header, error)
         if isinstance(error, InstanceDamaged):
             _LOG.warning("instance %s is left alone: %s", header.instance_id, error)

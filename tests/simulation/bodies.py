@@ -291,12 +291,31 @@ def foreign(x: int) -> int:
     return double(x)
 
 
+@workflow
+def edited(x: int) -> int:
+    a = double(x)
+    delay("4s", name="night")
+    b = add_one(a)
+    delay("4s", name="another night")
+    return pay(b)
+
+
+@workflow("edited")
+def edited_since(x: int) -> int:
+    """The same in a later version, which nothing that was begun by the earlier one can go on under."""
+    a = part(x, 1)
+    delay("4s", name="night")
+    return pay(a)
+
+
 SIGNALS: Final = 3
 
 
 SERVED: Final[tuple[Workflow[Any, Any], ...]] = (
     chain, wide, nested, routed, looping, slow, signalled, careful, tagged, capped, poison, exiting, sleeper,
 )  # fmt: skip
+VERSIONS: Final[tuple[Workflow[Any, Any], ...]] = edited, edited_since
+"""Of one workflow, the older one first; a worker has the code of one of them."""
 
 KNOWN: Final[dict[str, Callable[[int], object]]] = {
     "signalled": lambda x: [x, x, 0, 1, 2],  # its three signals bring 0, 1 and 2

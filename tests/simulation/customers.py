@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from stepwell import (
+    AlreadyRunning,
     Complete,
     ConflictPolicy,
     InProcessRunner,
@@ -123,6 +125,9 @@ class Customer:
         state = frontier_of(self.workflow.plan, loaded)
         if state.held is None:
             return
+        if state.held.reason == "changed":
+            self._bring_code_back()
+            return
         path, reason = self.workflow.plan.path(state.held.node, state.held.turns), state.held.reason
         self.world.note(f"client decides {self.instance_id}, held ({reason}) at {path}")
         self._check_hold(path, reason)
@@ -135,6 +140,15 @@ class Customer:
             self.client.decide(self.instance_id, path, Complete(self.value) if guilty else Rerun())
         except (InstanceEnded, UsageError):
             return
+
+    def _bring_code_back(self) -> None:
+        """Deploy the code that an instance was begun with, or say that it may go on where that is there already."""
+        self.world.note(f"client sees {self.instance_id} held as changed")
+        if self.world.serving(self.workflow):
+            with suppress(AlreadyRunning, InstanceEnded):
+                self.client.move(self.instance_id, self.workflow)
+        else:
+            self.world.spawn(self.workflow)
 
     def _check_hold(self, path: str, reason: str) -> None:
         judge = self.world.judge
@@ -155,7 +169,7 @@ class Customer:
             return
         if state != "completed":
             judge.found(f"{self.instance_id!r} has {state}: {self.client.status(self.instance_id).detail}")
-        expected, output = undisturbed()[self.workflow.name, self.value], self._output()
+        expected, output = undisturbed()[self.workflow.fingerprint, self.value], self._output()
         if output != expected:
             judge.found(f"{self.instance_id!r} gave {output!r}; undisturbed it gives {expected!r}")
 
@@ -168,13 +182,13 @@ class Customer:
 
 @cache
 def undisturbed() -> Mapping[tuple[str, int], object]:
-    """Return what runs come to that nothing disturbs, by workflow and input."""
+    """Return what runs come to that nothing disturbs, by the workflow's fingerprint and the input."""
     found: dict[tuple[str, int], object] = {}
     with InProcessRunner(deps={bodies.Outside: bodies.Nowhere()}, clock=VirtualClock()) as runner:
-        for workflow in bodies.SERVED:
+        for workflow in (*bodies.SERVED, *bodies.VERSIONS):
             known = bodies.KNOWN.get(workflow.name)
             for value in range(1, VALUES + 1):
-                found[workflow.name, value] = known(value) if known is not None else runner.run(workflow, value)
+                found[workflow.fingerprint, value] = known(value) if known is not None else runner.run(workflow, value)
     return found
 
 

@@ -133,6 +133,16 @@ class Judge:
         if (pool := who.pool) is not None:
             self.blamed.update(live.instance_id for live in (*pool._lives.values(), *pool._guests.values()))
 
+    # --- versions ---
+
+    def held_as_changed(self, instance_id: str, served_us: int) -> None:
+        """An instance is held as its graph has changed, while others have served it for so long without a break."""
+        from .world import LEASE_US
+
+        self.seen["held: changed"] += 1
+        if served_us > 3 * LEASE_US:  # whoever is slow may have asked long before, and stood still since
+            self.found(f"{instance_id!r} is held as changed beside a worker that has its code")
+
     # --- bodies ---
 
     def starts(self, who: Machine, job: Job) -> None:

@@ -22,6 +22,7 @@ from stepwell.runtime.desk import Desk
 from stepwell.runtime.drive import Drive
 from stepwell.runtime.live import Live
 from stepwell.runtime.pooling import Pool
+from stepwell.runtime.serving import Serving
 from stepwell.runtime.trials import Trials
 
 Patch = Callable[[Any], Any]
@@ -203,7 +204,7 @@ MUTANTS: Final = (
     Mutant("the store's hint never changes", InMemoryBackend, "hint", lambda was: lambda self: 7, None, ()),
     Mutant("a begun at-most-once step runs again", Desk, "_survey", _begun_again, ("careful", "tagged"), _KILLS),
     Mutant("every step of a lost session is tried at once", Trials, "admits", lambda was: lambda *_: True,
-           ("poison", "wide", "chain", "routed"), ()),
+           ("poison", "wide", "chain", "routed"), (), None, 50),
     Mutant("a drain gives nothing back", Pool, "_drain", _no_rest_in_a_drain, ("routed", "wide"), ("drain",)),
     Mutant("a drain waits for what others run", Pool, "_write_rests", None, _WIDE, ("drain",)),
     Mutant("a drain asks for what is due", Pool, "_space", _asks_while_draining, None, ("drain",)),
@@ -212,12 +213,14 @@ MUTANTS: Final = (
     Mutant("nothing moves without a word", Pool, "_wait", _word_needed, None, ("no word",)),
     Mutant("max_running is ignored", Pool, "_want", _no_cap, ("capped",), ()),
     Mutant("guests outlive their pool", Pool, "__exit__", _guests_outlive, _WIDE, (*_ZOMBIES, "outage")),
-    Mutant("what was queued is queued again", Pool, "_keep_ready", None, _WIDE, _DOUBT, None, 225),
+    Mutant("what was queued is queued again", Pool, "_keep_ready", None, _WIDE, _DOUBT, None, 450),
     Mutant("a start in doubt counts as another's", desk, "_begun_by_us", lambda was: lambda live, loaded: set(),
            ("careful", "tagged"), _DOUBT),
     Mutant("a claim in doubt is forgotten", Pool, "_compare",
            lambda was: lambda self: setattr(self, "in_doubt", False), None, _DOUBT),
     Mutant("the idempotency key follows the attempt", TaskContext, "idempotency_key",
            lambda was: property(lambda self: f"{was.fget(self)}-{self.attempt}"), ("looping", "nested"), _KILLS),
+    Mutant("nothing is left to older workers", Serving, "_leaves", lambda was: lambda self, header: False,
+           ("edited",), ("others first",)),
     Mutant("mail is never read", Drive, "_read_mail", lambda was: lambda self: None, ("signalled", "wide"), ()),
 )  # fmt: skip

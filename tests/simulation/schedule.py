@@ -33,6 +33,7 @@ RATES: Final[Mapping[str, float]] = {
     "late renewal": 0.05,
     "no word": 0.5,
 }
+MANY: Final = {"capped": 5, "edited": 4}  # instances of a workflow; of others one or two
 STEPS_MAX: Final = 4_000
 SETTLE_US: Final = 45_000_000
 SETTLE_STEPS: Final = 12_000
@@ -93,10 +94,15 @@ def _play(world: World, kinds: Sequence[str] | None, workflows: Sequence[str] | 
     chosen = chance.rng.sample(names, chance.between(2, 5))
     world.meddling = chance.maybe(0.4) if meddling is None else meddling
     chosen = list(workflows) if workflows is not None else chosen
+    if workflows is None and chance.maybe(0.3):
+        chosen.append("edited")
+    world.versions = bodies.VERSIONS if "edited" in chosen else ()
     world.poison = "poison" in chosen or "exiting" in chosen
     client = client_of(world)
     customers = _customers(world, client, chosen)
     world.extra += [customer.occasion for customer in customers]
+    for version in world.versions:
+        world.store.register(version.name, version.fingerprint, version.plan.to_bytes())
     client.start(bodies.sleeper, 1, instance_id="sleeper")
     client.start(bodies.foreign, 1, instance_id="foreign")
     untouched = world.store.header("foreign"), world.store.history(2, 0, 99)
@@ -113,9 +119,12 @@ def _play(world: World, kinds: Sequence[str] | None, workflows: Sequence[str] | 
 
 
 def _customers(world: World, client: object, chosen: Sequence[str]) -> list[Customer]:
-    served = {each.name: each for each in bodies.SERVED}
-    found = [name for name in chosen for _ in range(5 if name == "capped" else world.chance.between(1, 2))]
-    return [Customer(world, client, served[name], number) for number, name in enumerate(found, 1)]  # type: ignore[arg-type]
+    served = {each.name: [each] for each in bodies.SERVED} | {"edited": [*bodies.VERSIONS]}
+    found = [name for name in chosen for _ in range(MANY.get(name) or world.chance.between(1, 2))]
+    return [
+        Customer(world, client, served[name][number % len(served[name])], number)
+        for number, name in enumerate(found, 1)
+    ]  # type: ignore[arg-type]
 
 
 def _settle(world: World, customers: Sequence[Customer]) -> None:
@@ -124,6 +133,8 @@ def _settle(world: World, customers: Sequence[Customer]) -> None:
     if not any(who.tags for who in world.alive()):
         world.spawn()
         world.machines[-1].tags = ["gpu"]
+    if world.versions and not any(who.version is world.versions[-1] for who in world.alive()):
+        world.spawn(world.versions[-1])
     until_us, until = world.now_us + SETTLE_US, world.steps + SETTLE_STEPS
     while left := [each for each in customers if not each.over]:
         if world.now_us > until_us or world.steps > until:

@@ -77,7 +77,7 @@ class Scene:
         assert header is not None
         raw = self.world.store.values(header.instance, [header.result_seq])[header.result_seq]
         self.world.judge.check_rows()
-        return bool(self.world.store.codec.decode(raw) == undisturbed()[workflow.name, 5])
+        return bool(self.world.store.codec.decode(raw) == undisturbed()[workflow.fingerprint, 5])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ PARTS = 3
 RARE = (
     "lost reply", "refused", "kill", "kill before", "kill after", "stall before", "drain", "leave", "outage",
     "held: interrupted", "held: quarantined", "others first", "others after", "late renewal",
-    "no word",
+    "no word", "held: changed",
 )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, Final
 
-from stepwell import InMemoryBackend
-from stepwell.backend.base import Session
+from stepwell import InMemoryBackend, Workflow
+from stepwell.backend.base import Change, Session
+from stepwell.engine import facts as f
 from stepwell.runtime import claiming, drive, invoke, pooling, serving, worker
 from stepwell.runtime.clock import Wait
 from stepwell.runtime.pooling import Drain
@@ -36,6 +37,7 @@ DEEP: Final = 3
 CALLS_AT_ONCE: Final = 3_000
 MAX_CRASHES: Final = 3
 MAX_RUNNING: Final = 2
+ROLLED_OUT_US: Final = 5_000_000  # from then on nobody begins with older code, unless it is asked for
 
 
 class Over(BaseException):
@@ -45,10 +47,37 @@ class Over(BaseException):
 class SimStore(InMemoryBackend):
     """The reference store, which can be told that the process of a session is gone."""
 
-    def __init__(self, lease_clock: Callable[[], int], on_lost: Callable[[int, Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        lease_clock: Callable[[], int],
+        on_lost: Callable[[int, Sequence[str]], None],
+        on_changed: Callable[[str, int], None],
+    ) -> None:
         super().__init__(lease_clock=lease_clock)
+        self.serving_us: dict[int, int] = {}
+        self._on_changed = on_changed
         self.gone: set[int] = set()
         self._on_lost = on_lost
+
+    def serve(self, session: Session, definitions: Sequence[int]) -> None:
+        super().serve(session, definitions)
+        self.serving_us[session.id] = self._clock()
+
+    def renew(self, session: Session) -> None:
+        if (held := self._sessions.get(session.id)) is not None and self._over(held):
+            self.serving_us[session.id] = self._clock()
+        super().renew(session)
+
+    def _apply(self, run: Any, change: Change) -> None:
+        super()._apply(run, change)
+        facts = (fact for entry in change.entries for fact in f.decode(entry.facts))
+        if any(isinstance(fact, f.RunHeld) and fact.reason == "changed" for fact in facts):
+            self._on_changed(run.made.instance_id, self._served_for_us(run.definition.id))
+
+    def _served_for_us(self, definition: int) -> int:
+        """Return for how long somebody has served a graph without a break."""
+        serving = [each for each in self._sessions.values() if definition in each.serves and not self._over(each)]
+        return max((self._clock() - self.serving_us[each.session.id] for each in serving), default=0)
 
     def _over(self, held: Any) -> bool:
         return held.until_us <= self._clock() or held.session.id in self.gone
@@ -94,8 +123,8 @@ class Pausing:
 class Machine:
     """One worker in a process of its own."""
 
-    def __init__(self, world: World, name: str, tags: Sequence[str]) -> None:
-        self.world, self.name, self.tags = world, name, tags
+    def __init__(self, world: World, name: str, tags: Sequence[str], version: Workflow[Any, Any] | None) -> None:
+        self.world, self.name, self.tags, self.version = world, name, tags, version
         self.dead = self.busy = self.done = self.poisoned = False
         self.deaf = world.chance.maybe(0.2)
         self.frozen_until_us = 0
@@ -114,7 +143,7 @@ class Machine:
     def _worker(self, world: World) -> PooledWorker:
         made = PooledWorker(
             Line(world, self),
-            bodies.SERVED,
+            bodies.SERVED if self.version is None else (*bodies.SERVED, self.version),
             concurrency=world.chance.between(1, 3),
             tags=self.tags,
             lease=LEASE_US / 1e6,
@@ -220,7 +249,11 @@ class World:
         self.now_us = 0
         self.skew_us = self.chance.pick([0, 0, 50_000, 2_000_000])
         self.out_until_us = 0
-        self.store = SimStore(self.lease_us, lambda session, lost: self.judge.lost(session, lost))
+        self.store = SimStore(
+            self.lease_us,
+            lambda session, lost: self.judge.lost(session, lost),
+            lambda instance_id, served_us: self.judge.held_as_changed(instance_id, served_us),
+        )
         self.watched = WatchedBackend(self.store, lease_clock=self.lease_us)
         self.machines: list[Machine] = []
         self.spawned = 0
@@ -234,6 +267,7 @@ class World:
         self.judge = Judge(self)
         self.most_machines = self.chance.between(2, 4)
         self.meddling = self.poison = False
+        self.versions: Sequence[Workflow[Any, Any]] = ()  # of a workflow that was edited
         self.quick = self.chance.maybe(0.25)  # whether bodies take next to no time
 
     # --- time ---
@@ -318,12 +352,20 @@ class World:
     def alive(self) -> list[Machine]:
         return [each for each in self.machines if not (each.dead or each.done)]
 
-    def spawn(self) -> Machine:
+    def serving(self, version: Workflow[Any, Any]) -> bool:
+        """Say whether a worker with this code is there, and not about to end."""
+        return any(each.version is version and each.worker._state == "running" for each in self.alive())
+
+    def spawn(self, version: Workflow[Any, Any] | None = None) -> Machine:
         self.spawned += 1
         has_gpu = self.spawned == 1 or self.chance.maybe(0.4) or not any(m.tags for m in self.alive())
-        made = Machine(self, f"w{self.spawned}", ["gpu"] if has_gpu else [])
+        if version is None and self.versions:
+            rolled_out = self.now_us > ROLLED_OUT_US
+            version = self.versions[-1] if rolled_out else self.chance.pick(self.versions)
+        made = Machine(self, f"w{self.spawned}", ["gpu"] if has_gpu else [], version)
         self.machines.append(made)
-        self.note(f"{made.name} begins{' with a gpu' if has_gpu else ''}")
+        code = " with newer code" if version is bodies.edited_since else ""
+        self.note(f"{made.name} begins{' with a gpu' if has_gpu else ''}{code}")
         return made
 
     def occasions(self) -> list[tuple[int, str, Callable[[], None]]]:

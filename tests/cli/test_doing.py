@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
+
+from stepwell import SqliteBackend
+from stepwell.backend.liveness import this_process
 
 
 def state_of(stepwell, instance_id: str) -> str:
@@ -218,6 +222,20 @@ def test_doctor_finds_what_no_worker_takes_up(stepwell, monkeypatch):
     assert said.code == 1
     assert {finding["level"] for finding in late} == {"problem"}
     assert all(finding["command"].startswith("stepwell worker MODULE:") for finding in late)
+
+
+def test_who_is_waited_for_is_told(stepwell, monkeypatch):
+    """Where live workers have the code of a graph, its instances are queued for them."""
+    monkeypatch.setattr("stepwell.cli.checks.LATE_US", -1)
+    with closing(SqliteBackend(stepwell.database)) as backend:
+        session, header = backend.open_session(this_process("slow"), 30_000_000), backend.header("pending-1")
+        backend.serve(session, [header.definition])
+        findings = stepwell("doctor", "--json").json["findings"]
+        told = [each["text"] for each in findings if each["check"] == "workers"]
+        graph = header.fingerprint[:8]
+        assert any(f"of gate due and queued for 1 live worker with its graph {graph}" in text for text in told), told
+        assert all("queued" in text or "with no worker" in text for text in told)
+        assert f"1 live worker has the code of its graph ({graph} of gate)" in stepwell("explain", "pending-1").out
 
 
 def test_doctor_finds_what_the_code_does_not_have(stepwell):

@@ -226,13 +226,17 @@ def _workflows(at: Open, served: Sequence[AnyWorkflow], unfinished: Sequence[Hea
 
 def _waiting_for_hands(at: Open, unfinished: Sequence[Header]) -> Iterator[Finding]:
     now_us = at.room.clock.now_us()
-    late: defaultdict[str, list[int]] = defaultdict(list)
+    late: defaultdict[tuple[str, str, int], list[int]] = defaultdict(list)
+    served = at.backend.served(sorted({header.definition for header in unfinished}))
     for header in unfinished:
         since = max(header.due_us, header.updated_us) if header.due_us is not None else None
         if not header.held_by and since is not None and now_us - since > LATE_US:
-            late[header.workflow].append(now_us - since)
-    for name, waits in late.items():
-        text = f"{counted(len(waits), 'instance')} of {name} due and with no worker, for up to {span(max(waits))}"
+            workers = served.get(header.definition, 0)
+            late[header.workflow, header.fingerprint if workers else "", workers].append(now_us - since)
+    for (name, graph, workers), waits in late.items():
+        live = f"queued for {counted(workers, 'live worker')} with its graph {graph[:8]}"
+        who = live if workers else "with no worker"
+        text = f"{counted(len(waits), 'instance')} of {name} due and {who}, for up to {span(max(waits))}"
         yield Finding("problem", "workers", text, at.command("worker", f"MODULE:{name}"))
     holders = sorted({header.held_by for header in unfinished if header.held_by})
     if not late:

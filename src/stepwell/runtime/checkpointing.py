@@ -210,7 +210,7 @@ class CheckpointingRunner(_Base):
 
         Those are the ones that a crash cut off, that were started by a client, whose time has come, or that got the
         message they waited for. What only waits is left alone, however much that is, unless its graph has changed: then
-        it is moved to the present one or held.
+        it is moved to the present one or held, also while a worker with its code lives.
 
         Args:
             wait: stay until none is left but held, paused and ended ones; default: run what is runnable now.

@@ -88,9 +88,11 @@ class WorkerHealth:
 class PooledWorker:
     """Works on the instances of some workflows, beside any number of other workers on the same store.
 
+    Instances of older graphs than its code's are left to live workers that have theirs, until there are none.
+
     Args:
         backend: the store that all workers and clients share: PostgreSQL, or one SQLite file on one machine.
-        workflows: what it serves; instances of other workflows are left to others.
+        workflows: what it serves, also two versions of one; instances of other workflows are left to others.
         concurrency: how many bodies run at a time, 1 to 4 096. Instances that only wait take no place.
         tags: what this worker can do besides: a task with ``tags=["gpu"]`` runs only where they are all given.
         lease: how long its claims outlive its last sign of life, at least 1 s. Bodies are told to stop after four
@@ -107,7 +109,7 @@ class PooledWorker:
         clock: a test's own clock.
 
     Raises:
-        UsageError: not a backend, no workflow, or two workflows of one name.
+        UsageError: not a backend, or no workflow.
         MissingDependency: a task needs what ``deps`` does not have.
         OptionError: an option is out of range.
 

@@ -85,7 +85,7 @@ def claim_postgres(waiting: int, scratch: Path) -> dict[str, float]:
             client.start_many(answered, [VALUE] * min(BATCH, waiting - first))
         client.start(single, VALUE)
         session = backend.open_session(this_process("claims"), HOUR_US)
-        definitions = [number for name in ("answered", "single") for number in backend.next_due(name)]
+        definitions = [number for graphs in backend.next_due(["answered", "single"]).values() for number in graphs]
         (due,) = _claim(backend, session, definitions)
         number = due.header.instance
         nothing = [work.seconds(lambda: _claim(backend, session, definitions)) for _ in range(TRIES)]

@@ -201,7 +201,7 @@ class SameAnswers(RuleBasedStateMachine):
 
     @rule(workflow=st.sampled_from(["one", "two", "three"]))
     def next_due(self, workflow: str) -> None:
-        self.both(lambda store, _: dict(store.next_due(workflow)))
+        self.both(lambda store, _: dict(store.next_due([workflow, "another"])))
 
     @rule(slot=st.integers(0, 2), want=WANTS)
     def claim_due(self, slot: int, want: Want) -> None:

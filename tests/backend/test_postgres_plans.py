@@ -95,7 +95,7 @@ def test_the_hot_statements_walk_along_indexes(backend: PostgresBackend, monkeyp
     backend.commit(ann, [Change(header.instance, 5, [Entry(6, b"f", None, T0)], (), Rest("completed", b""))])
     backend.renew(ann)
     backend.load("a")
-    backend.next_due("work")
+    backend.next_due(["work"])
     backend.holdings(ann)
     backend.end_session(bob)
     assert len(found) > 30

@@ -243,7 +243,7 @@ QUERIES: dict[str, Callable[[SqliteBackend, Session], object]] = {
     "a claim of an offer": lambda store, ann: [
         each.step for each in claim_offers(store, ann, workflow="offering", tags=["eu"])
     ],
-    "the next due time": lambda store, _: store.next_due("work"),
+    "the next due time": lambda store, _: store.next_due(["work"]),
     "who serves a graph": lambda store, ann: [
         store.serve(ann, [definition_of(store)]),
         store.served([definition_of(store)]),

@@ -237,8 +237,8 @@ class Backend(Protocol):
         """
         ...
 
-    def next_due(self, workflow: str) -> Mapping[int, int | None]:
-        """Return the definitions of a workflow, and when the first free instance of each is due: ``None``: none is."""
+    def next_due(self, workflows: Sequence[str]) -> Mapping[str, Mapping[int, int | None]]:
+        """Return by workflow its definitions and when the first free instance of each is due: ``None``: none is."""
         ...
 
     def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:

@@ -311,13 +311,14 @@ class InMemoryBackend(MemoryStore):
         runs = [self._runs[number] for held in self._sessions.values() for number in held.runs]
         return Counter((run.definition.name, run.made.lane) for run in runs)
 
-    def next_due(self, workflow: str) -> Mapping[int, int | None]:
+    def next_due(self, workflows: Sequence[str]) -> Mapping[str, Mapping[int, int | None]]:
         with self._open():
-            ours = [each for each in self._definitions if each.name == workflow]
-            firsts = {each.id: [queue.first() for queue in each.due.values()] for each in ours}
-            return {
-                number: min((first[0] for first in queues if first), default=None) for number, queues in firsts.items()
-            }
+            found: dict[str, dict[int, int | None]] = {name: {} for name in workflows}
+            for each in self._definitions:
+                if each.name in found:
+                    firsts = (queue.first() for queue in each.due.values())
+                    found[each.name][each.id] = min((first[0] for first in firsts if first), default=None)
+            return found
 
     def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
         with self._open():

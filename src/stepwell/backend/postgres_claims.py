@@ -165,8 +165,12 @@ class ClaimStore(Store):
                 found += _rows(db.rows(claims.DUE_IN_NO_LANE, *values, count))
         return found
 
-    def next_due(self, workflow: str) -> Mapping[int, int | None]:
-        return dict(self._read.once(lambda db: db.rows(claims.NEXT_DUE, utf8(workflow))))
+    def next_due(self, workflows: Sequence[str]) -> Mapping[str, Mapping[int, int | None]]:
+        found: dict[str, dict[int, int | None]] = {name: {} for name in workflows}
+        names = byteas([utf8(name) for name in found])
+        for name, number, due_us in self._read.once(lambda db: db.rows(claims.NEXT_DUE, names)):
+            found[from_utf8(name)][number] = due_us
+        return found
 
     def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
         row = self._read.once(lambda db: db.row(claims.HOLDINGS, session.id, session.token))

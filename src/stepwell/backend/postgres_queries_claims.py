@@ -117,9 +117,9 @@ UPDATE @agenda a SET session = $1, nonce = 0 FROM due WHERE a.instance = due.ins
 """
 
 NEXT_DUE: Final = """
-SELECT d.id, (
+SELECT d.name, d.id, (
     SELECT min(a.due_us) FROM @agenda a WHERE a.definition = d.id AND a.session IS NULL AND a.due_us IS NOT NULL
-) FROM @definition d WHERE d.name = $1 ORDER BY d.id
+) FROM @definition d WHERE d.name = ANY($1) ORDER BY d.id
 """
 
 # --- offers -----------------------------------------------------------------------------------------

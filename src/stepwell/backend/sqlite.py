@@ -271,9 +271,9 @@ class SqliteBackend(OfferStore):
             )
         return fitting[:limit]
 
-    def next_due(self, workflow: str) -> Mapping[int, int | None]:
+    def next_due(self, workflows: Sequence[str]) -> Mapping[str, Mapping[int, int | None]]:
         with self._read as db:
-            return dict(db.execute(sql.NEXT_DUE, (workflow,)))
+            return {name: dict(db.execute(sql.NEXT_DUE, (name,))) for name in workflows}
 
     def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
         with self._read as db:

@@ -163,16 +163,17 @@ class Claiming(Drive):
         return found
 
     def _may_learn(self) -> bool:
-        """Whether this is a moment to learn what is due next, which costs a call for each workflow."""
+        """Whether this is a moment to learn what is due next."""
         return self._space() > 0
 
     def _learn_next(self) -> None:
         """Learn which graphs there are that this code can go on from, and when the first instance is due."""
         due = {
             number: (name, due_us)
-            for name, prepared in self._newest.items()
-            for number, due_us in self._backend.next_due(name).items()
-            if number <= prepared.definition and not self._passes_over(number)  # those of newer code are left alone
+            for name, graphs in self._backend.next_due(list(self._newest)).items()
+            for number, due_us in graphs.items()
+            if number <= self._newest[name].definition
+            and not self._passes_over(number)  # those of newer code are left alone
         }
         self._definitions, self._learned = {number: name for number, (name, _) in due.items()}, True
         self._due_us = min((due_us for _, due_us in due.values() if due_us is not None), default=None)
@@ -189,8 +190,9 @@ class Claiming(Drive):
 
     def _begin_looking(self) -> None:
         self._learn_next()
+        known = self._backend.next_due(list(self._newest))
         for name, prepared in self._newest.items():
-            if min(self._backend.next_due(name), default=prepared.definition) < prepared.definition:
+            if min(known[name], default=prepared.definition) < prepared.definition:
                 for header in self._found(Filter(("waiting",), name)):
                     self._look_at_resting(header)
             for header in self._found(Filter(("held", "paused"), name)):

@@ -157,8 +157,8 @@ class FaultyBackend:
     def claim_due(self, session: Session, want: Want) -> Sequence[Loaded]:
         return self._call("claim_due", lambda: self.inner.claim_due(session, want))
 
-    def next_due(self, workflow: str) -> Mapping[int, int | None]:
-        return self._call("next_due", lambda: self.inner.next_due(workflow))
+    def next_due(self, workflows: Sequence[str]) -> Mapping[str, Mapping[int, int | None]]:
+        return self._call("next_due", lambda: self.inner.next_due(workflows))
 
     def holdings(self, session: Session) -> tuple[Sequence[int], Sequence[int]]:
         return self._call("holdings", lambda: self.inner.holdings(session))

@@ -115,15 +115,16 @@ class Claiming(Examiner):
         assert ids(backend.claim_due(ann, Want([work, work], T0, 9))) == ["a"]
 
     def test_the_next_due_time_is_told_by_definition(self, backend: Backend) -> None:
-        """Of each of a workflow's own the earliest; what is held or waits for a message only does not count."""
+        """Of each of the workflows' own the earliest; what is held or waits for a message only does not count."""
         for name, due_us in (("late", 30), ("early", 20), ("parked", None)):
             create(backend, None, replace(creation(backend, name, workflow="one"), due_us=due_us))
         create(backend, None, replace(creation(backend, "else", workflow="two"), due_us=10))
         work, newer = definition_of(backend, "one"), backend.register("one", "newer", b"newer plan of one")
-        assert backend.next_due("one") == {work: 20, newer: None}
+        (other,) = backend.next_due(["two"])["two"]
+        assert backend.next_due(["one", "two"]) == {"one": {work: 20, newer: None}, "two": {other: 10}}
         assert ids(backend.claim_due(session_of(backend), Want([work], 20, 9))) == ["early"]
-        assert backend.next_due("one") == {work: 30, newer: None}
-        assert backend.next_due("nobody's") == {}
+        assert backend.next_due(["one"]) == {"one": {work: 30, newer: None}}
+        assert backend.next_due(["nobody's", "one"])["nobody's"] == {}
 
     def test_holdings_is_fenced(self, backend: Backend) -> None:
         """A lost session hears of it when it asks what it has."""

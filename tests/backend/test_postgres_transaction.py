@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,8 +22,9 @@ from stepwell import (
     workflow,
 )
 from stepwell.backend.postgres_opened import PostgresOpened
+from stepwell.runtime import transaction
 
-from ..postgres import Server  # noqa: TID252 - the tests are not installed
+from ..postgres import Server, until  # noqa: TID252 - the tests are not installed
 from ..proxy import Proxy  # noqa: TID252
 
 
@@ -93,6 +96,47 @@ def test_branches_have_theirs_at_once(runner: CheckpointingRunner, server: Serve
 
     assert runner.run(wide, 1) == [2] * 4
     assert len(booked(server)) == 4
+
+
+def test_a_branch_that_is_recorded_in_the_same_moment_makes_no_body_run_again(
+    runner: CheckpointingRunner, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading the state and writing the outcome, which on a file nobody else could."""
+    runs, reading, advance = list[int](), threading.Event(), transaction.advance
+    store = runner._room.backend
+    assert store is not None
+
+    def seq() -> int:
+        header = store.header("a")
+        assert header is not None
+        return header.seq
+
+    def advance_late(*args: Any) -> Any:
+        if not reading.is_set():
+            before = seq()
+            reading.set()
+            until(lambda: seq() > before, "the other branch is recorded")
+        return advance(*args)
+
+    @task
+    def pays(cents: int) -> int:
+        runs.append(cents)
+        book("in", cents)
+        return cents
+
+    @task
+    def other(cents: int) -> int:
+        assert reading.wait(20)
+        return cents
+
+    @workflow
+    def wide(cents: int) -> list[int]:
+        with parallel():
+            return [pays(cents), other(cents)]
+
+    monkeypatch.setattr(transaction, "advance", advance_late)
+    assert runner.run(wide, 4, instance_id="a") == [4, 4]
+    assert (runs, booked(server)) == ([4], [("in", 4)])
 
 
 @pytest.mark.parametrize("how", ["commit", "rollback", "COMMIT", "ROLLBACK"])

@@ -2,7 +2,8 @@
 
 Whoever ran the body also writes its outcome, on the user's connection: the state is read inside that transaction,
 advanced by the one event, and committed with the seq checked as ever. So nobody waits for anybody who holds the write
-lock. The drive hears that the outcome is stored and reads the instance anew, as it does after any other's write.
+lock; where there is none, what another branch has written meanwhile is read and the outcome decided once more. The
+drive hears that the outcome is stored and reads the instance anew, as it does after any other's write.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from stepwell.backend.base import Change, Entry, Header, Loaded, Rest
+from stepwell.backend.base import Change, Entry, Header, Joined, Loaded, Rest
 from stepwell.backend.opened import ENDED_BY_TASK, opened
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
@@ -153,13 +154,26 @@ class Transaction:
             raise error
 
     def _written(self, transaction: Opened, outcome: Outcome) -> bool:
-        """Write the outcome if the step still awaits it; else (it has timed out, the run was replaced) nothing."""
+        """Write the outcome if the step still awaits it; else (it has timed out, the run was replaced) nothing.
+
+        Where a transaction excludes nobody, another branch may be recorded after the state was read. The body has run
+        and its rows are here, so the outcome is decided anew and the body is not; it may take as many turns as others
+        write entries.
+        """
+        store = self._backend.within(transaction.connection)
+        loaded = store.load(self._job.facts.instance_id)
+        while loaded is not None and self._awaited(loaded.header):
+            if self._written_after(loaded, store, outcome):
+                return True
+            before, loaded = loaded, store.load(self._job.facts.instance_id)
+            if loaded is None or loaded.header.seq == before.header.seq:
+                return False  # it is refused for another reason, or all that is read is as old as the transaction
+        return False
+
+    def _written_after(self, loaded: Loaded, store: Joined, outcome: Outcome) -> bool:
+        """Write the outcome as the next entry of this state."""
         live, job = self._job.facts, self._job
-        room, store = live.room, self._backend.within(transaction.connection)
-        loaded = store.load(live.instance_id)
-        if loaded is None or not self._awaited(loaded.header):
-            return False
-        state, now = frontier_of(live.plan, loaded), room.clock.now_us()
+        state, now = frontier_of(live.plan, loaded), live.room.clock.now_us()
         facts = advance(live.plan, state, e.Succeeded(job.node, job.turns, job.number, outcome.tag), now)
         if not facts:
             return False

@@ -53,6 +53,11 @@ def open_store(kind: str, path: Path, **options: Any) -> Any:
     return PostgresBackend(os.environ[DSN], schema=schema_of(path), **options)
 
 
+def url_of(kind: str, path: Path) -> str:
+    """Return what a process of its own opens the same store by, with :func:`stepwell.backend.urls.open_backend`."""
+    return f"{os.environ[DSN]}&schema={schema_of(path)}" if kind == "postgres" else os.fspath(path)
+
+
 def schema_of(path: Path) -> str:
     """Return a name by which :class:`Stores` knows that the schema is of :func:`open_store`, and not there yet."""
     return "t" + hashlib.blake2b(os.fspath(path.absolute()).encode(), digest_size=10).hexdigest()

@@ -10,7 +10,8 @@ import json
 import sys
 from typing import Any
 
-from stepwell import InstanceStatus, SqliteBackend, StepwellError
+from stepwell import InstanceStatus, StepwellError
+from stepwell.backend.urls import open_backend
 from stepwell.runtime.client import WorkflowClient
 from stepwell.testing import VirtualClock
 from stepwell.types import Complete, Fail, Rerun
@@ -42,8 +43,8 @@ def call(client: WorkflowClient, name: str, arguments: list[Any], options: dict[
         return {"error": type(error).__name__, "text": str(error)}
 
 
-def main(path: str, *calls: str) -> None:
-    backend = SqliteBackend(path)
+def main(url: str, *calls: str) -> None:
+    backend = open_backend(url)
     with WorkflowClient(backend, clock=VirtualClock()) as client:
         for line in calls:
             name, arguments, options = json.loads(line)

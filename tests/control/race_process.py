@@ -1,4 +1,4 @@
-"""A process that races another one: ``python -m tests.control.race_process DATABASE``.
+"""A process that races another one: ``python -m tests.control.race_process KIND PATH``.
 
 It says that it is ready, and then for each line, the JSON of race, lane, instance id, moment and delay, what it was
 told; when there is no more to read, which bodies have run in it.
@@ -10,10 +10,11 @@ import json
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
-from stepwell import SqliteBackend
 from stepwell.testing import VirtualClock
 
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 from .history_flows import Ledger
 from .race_table import RACES
 from .races import Corner
@@ -23,11 +24,11 @@ def say(answer: object) -> None:
     print(json.dumps(answer), flush=True)  # noqa: T201  # the parent reads it
 
 
-def main(path: str) -> None:
+def main(kind: str, path: str) -> None:
     races = {race.name: race for race in RACES}
     with ExitStack() as stack:
         clock, ledger = VirtualClock(datetime(2030, 1, 1, tzinfo=UTC), jump=False), Ledger()
-        backend = stack.enter_context(SqliteBackend(path, durability="fast"))
+        backend = stack.enter_context(open_store(kind, Path(path), durability="fast"))
         corner = Corner(backend, clock, ledger, stack)
         say("ready")
         for line in sys.stdin:
@@ -40,4 +41,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""A process that races others for the same ids: ``python racers.py WHO DATABASE LEDGER``.
+"""A process that races others for the same ids: ``python racers.py WHO STORE LEDGER``, with a store's path or URL.
 
 It says that it is ready, reads what to race for, and answers with what became of each of its calls. Bodies write a line
 to a ledger outside the store as they begin, so what ran is known whatever the store says.
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stepwell import (
     AlreadyRunning,
@@ -23,6 +24,7 @@ from stepwell import (
     task_context,
     workflow,
 )
+from stepwell.backend.urls import open_backend
 
 LEDGER = "STEPWELL_RACE_LEDGER"
 BROKEN = "broken"  # while a file of this name stands beside the ledger, the second step fails
@@ -113,12 +115,13 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201  # the parent reads it
 
 
-def main(who: int, database: str, ledger: str) -> None:
+def opened(store: str) -> Any:
+    return open_backend(store) if "://" in store else SqliteBackend(store, durability="fast", busy_timeout="30s")
+
+
+def main(who: int, store: str, ledger: str) -> None:
     os.environ[LEDGER] = ledger
-    with (
-        SqliteBackend(database, durability="fast", busy_timeout="30s") as backend,
-        CheckpointingRunner(backend, poll="1ms") as runner,
-    ):
+    with opened(store) as backend, CheckpointingRunner(backend, poll="1ms") as runner:
         say("ready")
         for line in sys.stdin:
             heat, prefix, count = line.split()

@@ -1,4 +1,4 @@
-"""A client in another process, which has no workflow's code, over one SQLite file."""
+"""A client in another process, which has no workflow's code, over one store."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ import pytest
 
 from stepwell import WorkflowFailed
 
+from ..stores import url_of  # noqa: TID252 - the tests are not installed
 from . import client_elsewhere
 from .client_worlds import ID, World
 
 Call = tuple[str, list[Any], dict[str, Any]]
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """A store on disk, and a runner that works on it in this process."""
+@pytest.fixture(params=["sqlite", "postgres"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A store that other processes can open, and a runner that works on it in this process."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres_server")
     with ExitStack() as stack:
-        yield World("sqlite", tmp_path / "runs.db", stack)
+        yield World(request.param, tmp_path / "runs.db", stack)
 
 
 def elsewhere(world: World, *calls: Call) -> list[Any]:
     """Let another process make these calls, and return what it got."""
     lines = [json.dumps(call) for call in calls]
     done = subprocess.run(
-        [sys.executable, client_elsewhere.__file__, str(world.path), *lines],
+        [sys.executable, client_elsewhere.__file__, url_of(world.kind, world.path), *lines],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,10 +1,12 @@
-"""Random histories of client calls, told to a store in memory, to a SQLite file and to the bare engine side by side.
+"""Random histories of client calls, told to a store in memory, to another store and to the bare engine side by side.
 
-``python -m tests.control.test_histories 2000 30`` explores as many histories of as many calls, and prints what it saw.
+``python -m tests.control.test_histories 2000 30`` explores as many histories of as many calls, and prints what it saw;
+with ``postgres`` behind it on a server, else on a file.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -22,11 +25,12 @@ from stepwell.runtime import drive
 from stepwell.testing import VirtualClock
 from stepwell.types import Again, Complete, Done, Fail, Rerun
 
+from ..postgres import DSN, Server  # noqa: TID252 - the tests are not installed
 from .histories import IDS, Call, Figures, Teller, alike, same
 from .history_flows import CHANGED, FIRST, PATHS, VERSIONS
 from .history_model import Model, Note
 
-HISTORIES, CALLS = 60, 30
+HISTORIES, SERVED, CALLS = 60, 5, 30
 FOREVER_NS = 10**15
 
 ids = st.sampled_from(IDS)
@@ -54,6 +58,7 @@ class Histories(RuleBasedStateMachine):
     """Every rule is one call, and each is answered by all worlds alike."""
 
     figures = Figures()
+    store = "sqlite"
 
     @initialize(
         made=st.lists(flows, min_size=len(IDS), max_size=len(IDS)), run=st.booleans(), cut=st.booleans(),
@@ -63,7 +68,7 @@ class Histories(RuleBasedStateMachine):
         self.stack, self.clock = ExitStack(), VirtualClock(jump=False)
         self.stack.enter_context(commits_fall(hasty))
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.worlds = [Teller(name, self.clock, folder / "h.db", self.stack) for name in ("memory", "sqlite")]
+        self.worlds = [Teller(name, self.clock, folder / "h.db", self.stack) for name in ("memory", self.store)]
         self.model = Model(self.clock, self.worlds[0].ledger)
         self.figures.histories += 1
         self.turn_out(True, cut)
@@ -328,9 +333,10 @@ class Histories(RuleBasedStateMachine):
                     self.figures.states[status.state] = self.figures.states.get(status.state, 0) + 1
 
 
-def explored(histories: int, calls: int) -> Figures:
+def explored(store: str, histories: int, calls: int) -> Figures:
     """Explore, and return what was seen."""
-    figures = Histories.figures = Figures()
+    figures, Histories.store = Figures(), store
+    Histories.figures = figures
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Histories,
         settings=settings(
@@ -342,11 +348,22 @@ def explored(histories: int, calls: int) -> Figures:
 
 def test_every_store_answers_every_call_alike() -> None:
     """Whatever is called in whatever order, memory and SQLite say the same of it, and neither breaks a promise."""
-    figures = explored(HISTORIES, CALLS)
+    figures = explored("sqlite", HISTORIES, CALLS)
     sys.stdout.write(f"{figures}\n")
     assert figures.histories >= HISTORIES
     assert figures.refused < figures.calls
 
 
+@pytest.mark.usefixtures("postgres_server")
+def test_a_server_answers_every_call_alike() -> None:
+    """The same of memory and PostgreSQL, for a few histories."""
+    figures = explored("postgres", SERVED, CALLS)
+    sys.stdout.write(f"{figures}\n")
+    assert figures.histories >= SERVED
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{explored(int(sys.argv[1]), int(sys.argv[2]))}\n")
+    with ExitStack() as servers:
+        if "postgres" in sys.argv:
+            os.environ[DSN] = servers.enter_context(Server(durable=False)).dsn()
+        sys.stdout.write(f"{explored((*sys.argv, 'sqlite')[3], int(sys.argv[1]), int(sys.argv[2]))}\n")

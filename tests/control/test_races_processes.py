@@ -1,4 +1,4 @@
-"""The main races once more, between two processes on one file."""
+"""The main races once more, between two processes on one store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .race_table import RACES
 from .races import LATER_BY, Arena, Race, Told
 from .test_races import named, record
 
-ROUNDS = 100
+ROUNDS = {"sqlite": 100, "postgres": 15}
 MAIN = (
     "signal or timeout", "cancel or finish", "pause or finish", "cancel or pause", "retry or cancel",
     "decide or decide", "move or signal", "one signal twice", "purge or retry", "restore or start",
@@ -25,11 +25,11 @@ MAIN = (
 
 
 class Field:
-    """An arena, and two processes on its file."""
+    """An arena, and two processes on its store."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.arena = Arena("sqlite", folder / "race.db", stack)
-        command = [sys.executable, "-m", "tests.control.race_process", str(self.arena.path)]
+    def __init__(self, kind: str, folder: Path, stack: ExitStack) -> None:
+        self.arena, self.rounds = Arena(kind, folder / "race.db", stack), ROUNDS[kind]
+        command = [sys.executable, "-m", "tests.control.race_process", kind, str(self.arena.path)]
         root = Path(__file__).parents[2]
         self.racers = [
             stack.enter_context(
@@ -46,7 +46,7 @@ class Field:
 
     def race(self, race: Race) -> Counter[Told]:
         seen: Counter[Told] = Counter()
-        for n in range(ROUNDS):
+        for n in range(self.rounds):
             instance_id = f"{race.name} {n}"
             race.begin(self.arena, instance_id)
             for lane, racer in enumerate(self.racers):
@@ -67,11 +67,13 @@ class Field:
             assert racer.wait(60) == 0
 
 
-@pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+@pytest.fixture(scope="module", params=ROUNDS)
+def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     """The same processes for all races; what they left is checked at their end."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres_server")
     with ExitStack() as stack:
-        made = Field(tmp_path_factory.mktemp("races"), stack)
+        made = Field(request.param, tmp_path_factory.mktemp("races"), stack)
         yield made
         made.end()
         made.arena.settle()
@@ -84,4 +86,4 @@ def test_processes_race(race: Race, field: Field) -> None:
     seen = field.race(race)
     record("processes", race, field.arena, seen)
     field.arena.check()
-    assert seen.total() == ROUNDS
+    assert seen.total() == field.rounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from stepwell import (
     Limits,
     MsgpackCodec,
     OptionError,
-    SqliteBackend,
     UsageError,
     ValueTooLarge,
 )
@@ -36,6 +36,7 @@ from stepwell.runtime.context import idempotency_key
 from stepwell.runtime.snapshot import LOOKS_MAX, restore_into, snapshot_of
 from stepwell.testing import VirtualClock
 
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 from .stories import ID, STORIES, Ledger, Parcel, Story, World, asking, moved_on, napping, napping_longer, observed
 
 Make = Callable[[str], World]
@@ -45,6 +46,8 @@ WAYS = [
     ("sqlite msgpack", "memory json"),
     ("sqlite json", "sqlite json"),
     ("memory msgpack", "memory msgpack"),
+    ("memory json", "postgres msgpack"),
+    ("postgres json", "sqlite msgpack"),
 ]
 
 stories = pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
@@ -52,15 +55,17 @@ ways = pytest.mark.parametrize(("source", "target"), WAYS, ids=[" to ".join(way)
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Make]:
     """Make a world of a kind; all of them share a clock and a ledger."""
-    clock, ledger = VirtualClock(), Ledger()
+    clock, ledger, numbers = VirtualClock(), Ledger(), count()
     with ExitStack() as stack:
 
         def made(kind: str) -> World:
-            codec = JsonCodec() if kind.endswith("json") else MsgpackCodec()
-            file = tmp_path / f"{len(list(tmp_path.iterdir()))}.db"
-            backend = InMemoryBackend(codec) if kind.startswith("memory") else SqliteBackend(file, codec=codec)
+            name, _, codec = kind.partition(" ")
+            if name == "postgres":
+                request.getfixturevalue("postgres_server")
+            codecs = {"json": JsonCodec(), "msgpack": MsgpackCodec()}
+            backend = open_store(name, tmp_path / f"{next(numbers)}.db", codec=codecs[codec])
             stack.callback(backend.close)
             runner = CheckpointingRunner(backend, clock=clock, deps={Ledger: ledger})
             stack.callback(runner.close)

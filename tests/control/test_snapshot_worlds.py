@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from stepwell import BackendError, CheckpointingRunner, InMemoryBackend, JsonCodec, MsgpackCodec, SqliteBackend
+from stepwell import BackendError, CheckpointingRunner, JsonCodec, MsgpackCodec
 from stepwell.engine import facts as f
 from stepwell.flow.plan import Plan
 from stepwell.runtime import snapshot_format as form
@@ -19,23 +19,23 @@ from stepwell.testing import VirtualClock
 from stepwell.testing.faults import Fault, FaultyBackend
 
 from ..differential.worlds import INPUT, REPEATABLE, WAITS_MAX, Ledger, RealOracle, worlds  # noqa: TID252 - the tests are not installed
+from ..stores import open_store  # noqa: TID252
 
 KINDS = ["memory json", "memory msgpack", "sqlite json", "sqlite msgpack"]
+SERVED = ["postgres json", "postgres msgpack"]
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
 def store(kind: str, folder: Path) -> Any:
     codec = JsonCodec() if kind.endswith("json") else MsgpackCodec()
-    return InMemoryBackend(codec) if kind.startswith("memory") else SqliteBackend(folder / f"{kind}.db", codec=codec)
+    return open_store(kind.split()[0], folder / f"{kind}.db", codec=codec)
 
 
 def strike() -> None:
     raise BackendError("interrupted here")
 
 
-@settings(
-    max_examples=120,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
+@settings(max_examples=120, suppress_health_check=QUIET)
 @given(
     made=worlds(tasks=REPEATABLE),
     kinds=st.permutations(KINDS),
@@ -46,6 +46,27 @@ def test_a_run_that_is_cut_off_is_finished_elsewhere(
     tmp_path_factory: pytest.TempPathFactory, made: Any, kinds: list[str], when: Any, nth: int
 ) -> None:
     """Law: the output is the same, and of all calls only those that were open are made a second time."""
+    cut_off_and_finished(tmp_path_factory, made, kinds, when, nth)
+
+
+@settings(max_examples=10, suppress_health_check=QUIET)
+@given(
+    made=worlds(tasks=REPEATABLE),
+    kinds=st.permutations((*SERVED, "memory json", "sqlite msgpack")).filter(lambda kinds: {*kinds[:2]} & {*SERVED}),
+    when=st.sampled_from(["before", "after"]),
+    nth=st.integers(1, 12),
+)
+@pytest.mark.usefixtures("postgres_server")
+def test_a_run_that_is_cut_off_is_finished_on_or_off_a_server(
+    tmp_path_factory: pytest.TempPathFactory, made: Any, kinds: list[str], when: Any, nth: int
+) -> None:
+    """The same to PostgreSQL, from it, and between two schemas."""
+    cut_off_and_finished(tmp_path_factory, made, kinds, when, nth)
+
+
+def cut_off_and_finished(
+    tmp_path_factory: pytest.TempPathFactory, made: Any, kinds: list[str], when: Any, nth: int
+) -> None:
     oracle = RealOracle("message")
     output = oracle.run(made, INPUT)
     assume(oracle.waits.total() <= WAITS_MAX)

@@ -12,9 +12,7 @@ from stepwell import (
     CheckpointingRunner,
     ConflictPolicy,
     Done,
-    InMemoryBackend,
     Retry,
-    SqliteBackend,
     WorkflowFailed,
     branch,
     delay,
@@ -28,6 +26,8 @@ from stepwell import (
 )
 from stepwell.testing import VirtualClock
 from stepwell.testing.invariants import check_store
+
+from ..stores import open_store  # noqa: TID252 - the tests are not installed
 
 RULES = {"S1", "S2", "S5", "S6", "S8", "S9", "S10", "S11", "S12", "S13", "S15", "S16", "L2", "laws"}
 """What :func:`check_store` can see."""
@@ -94,12 +94,11 @@ def breaking(mended: list[bool]) -> Any:
     return fragile
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_a_store_in_which_everything_has_happened_is_healthy(kind: str, tmp_path: Path) -> None:
     """Every kind of node, retries, messages, timeouts, pauses, cancels, failures, and retries of those."""
     clock, mended = VirtualClock(), list[bool]()
     fragile = breaking(mended)
-    store: Any = InMemoryBackend() if kind == "memory" else SqliteBackend(tmp_path / "all.db", durability="fast")
+    store = open_store(kind, tmp_path / "all.db", durability="fast")
     with store:
         with CheckpointingRunner(store, clock=clock) as runner:
             client = runner.client

@@ -1,5 +1,6 @@
-"""A process of its own for tests that kill or interrupt one: ``python children.py PART DATABASE``.
+"""A process of its own for tests that kill or interrupt one: ``python children.py PART STORE``.
 
+A store is given by its path or URL.
 It says where it stands by lines on its output, so that nobody has to guess by time.
 """
 
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from stepwell import CheckpointingRunner, SqliteBackend, delay, task, workflow
+from stepwell import CheckpointingRunner, delay, task, workflow
+from stepwell.backend.urls import open_backend
 from stepwell.runtime.clock import SystemClock, Wait
 
 
@@ -50,9 +52,9 @@ class Watched(SystemClock):
         return super().timeout_s(wait)
 
 
-def main(part: str, path: str) -> None:
+def main(part: str, url: str) -> None:
     clock = Watched() if part == "napping" else None
-    with CheckpointingRunner(SqliteBackend(path), clock=clock, poll="1h") as runner:
+    with CheckpointingRunner(open_backend(url), clock=clock, poll="1h") as runner:
         runner.run({"napping": napping, "holding": holding}[part], 1, instance_id="child")
 
 

@@ -31,6 +31,7 @@ from stepwell import (
     workflow,
 )
 
+from ..stores import open_store, url_of  # noqa: TID252 - the tests are not installed
 from . import children
 
 
@@ -109,11 +110,12 @@ def test_a_refused_call_gives_back_nothing_that_is_not_its_own(any_runner: Any) 
             future.result(20)
 
 
-def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"], indirect=True)
+def test_a_killed_process_is_followed_at_once(kind: str, tmp_path: Path) -> None:
     """While it lives its instance is its own; after kill -9 the next process goes on without waiting for the lease."""
     path = tmp_path / "runs.db"
     child = subprocess.Popen(  # our own script
-        [sys.executable, children.__file__, "holding", str(path)],
+        [sys.executable, children.__file__, "holding", url_of(kind, path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -121,7 +123,7 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     with child:
         assert child.stdout is not None
         assert [child.stdout.readline().strip() for _ in range(2)] == ["began", "holding"]
-        backend = SqliteBackend(path)
+        backend = open_store(kind, path)
         with CheckpointingRunner(backend) as runner:
             with pytest.raises(AlreadyRunning, match=str(child.pid)):
                 runner.resume(children.holding, "child")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import apsw
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from stepwell import (
     AsyncCheckpointingRunner,
@@ -16,6 +19,7 @@ from stepwell import (
     Flow,
     InMemoryBackend,
     InProcessRunner,
+    PostgresBackend,
     Retry,
     SqliteBackend,
     TransactionTimeout,
@@ -28,33 +32,56 @@ from stepwell import (
 )
 from stepwell.runtime import transaction
 
+Store: TypeAlias = SqliteBackend | PostgresBackend
+on_a_file = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kinds of store that have transactions."""
+    return str(request.param)
+
 
 @pytest.fixture
-def backend(tmp_path: Path) -> Iterator[SqliteBackend]:
-    with SqliteBackend(tmp_path / "bank.db", durability="fast") as store:
+def backend(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with opened(kind, request, tmp_path) as store:
         connection = store.connect()
+        connection.execute("BEGIN" if kind == "sqlite" else "SELECT 1")
         connection.execute("CREATE TABLE entry (account TEXT, cents INTEGER)")
+        connection.execute("COMMIT")
         connection.close()
         yield store
 
 
+def opened(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Open a store; on a server the user's tables are in the store's own schema."""
+    if kind == "sqlite":
+        return SqliteBackend(tmp_path / "bank.db", durability="fast")
+    dsn, schema = request.getfixturevalue("postgres_place")
+    return PostgresBackend(make_conninfo(dsn, options=f"-csearch_path={schema}"), schema=schema)
+
+
 @pytest.fixture
-def runner(backend: SqliteBackend) -> Iterator[CheckpointingRunner]:
+def runner(backend: Store) -> Iterator[CheckpointingRunner]:
     with CheckpointingRunner(backend) as one:
         yield one
 
 
 def book(account: str, cents: int) -> None:
     with task_context().transaction() as db:
-        db.execute("INSERT INTO entry VALUES (?, ?)", (account, cents))
+        insert(db, account, cents)
 
 
-def booked(backend: SqliteBackend) -> list[tuple[Any, ...]]:
-    connection = backend.connect()
-    try:
-        return list(connection.execute("SELECT account, cents FROM entry ORDER BY rowid"))
-    finally:
-        connection.close()
+def insert(db: Any, account: str, cents: int) -> None:
+    mark = "?" if isinstance(db, apsw.Connection) else "%s"
+    db.execute(f"INSERT INTO entry VALUES ({mark}, {mark})", (account, cents))  # noqa: S608 - a constant
+
+
+def booked(backend: Store) -> list[tuple[Any, ...]]:
+    row = "rowid" if isinstance(backend, SqliteBackend) else "ctid"
+    with closing(backend.connect()) as connection:
+        rows: Any = connection.execute(f"SELECT account, cents FROM entry ORDER BY {row}")  # noqa: S608 - a constant
+        return list(rows)
 
 
 @task
@@ -68,14 +95,15 @@ def plain(cents: int) -> int:
     return cents
 
 
-def test_what_it_wrote_commits_with_its_step(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_what_it_wrote_commits_with_its_step(runner: CheckpointingRunner, backend: Store) -> None:
     """Rows of the user's table and the outcome are both there."""
     flow = Flow("bank").then(plain).then(deposit).then(plain, name="after").build()
     assert runner.run(flow, 5, instance_id="a") == 6
     assert booked(backend) == [("in", 5)]
 
 
-def test_steps_may_follow_each_other_in_transactions(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+@on_a_file  # on a server they are the same, and each is a connection
+def test_steps_may_follow_each_other_in_transactions(runner: CheckpointingRunner, backend: Store) -> None:
     """Also the last step of a run, and more of them than are read without an image."""
     chain = Flow("bank").then(deposit)
     for at in range(2, transaction.IMAGE_AFTER + 9):
@@ -84,7 +112,7 @@ def test_steps_may_follow_each_other_in_transactions(runner: CheckpointingRunner
     assert len(booked(backend)) == transaction.IMAGE_AFTER + 8
 
 
-def test_an_error_undoes_what_was_written(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_an_error_undoes_what_was_written(runner: CheckpointingRunner, backend: Store) -> None:
     """The attempt that fails after its block leaves nothing; the one that succeeds leaves its rows once."""
     tries: list[int] = []
 
@@ -100,14 +128,14 @@ def test_an_error_undoes_what_was_written(runner: CheckpointingRunner, backend: 
     assert booked(backend) == [("in", 4)]
 
 
-def test_an_error_that_the_task_overcomes_undoes_the_block(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_an_error_that_the_task_overcomes_undoes_the_block(runner: CheckpointingRunner, backend: Store) -> None:
     """What was written in a block that raised is gone, and the step is recorded without it."""
 
     @task
     def overcomes(cents: int) -> int:
         try:
             with task_context().transaction() as db:
-                db.execute("INSERT INTO entry VALUES ('lost', ?)", (cents,))
+                insert(db, "lost", cents)
                 raise LookupError("never mind")
         except LookupError:
             return cents
@@ -116,9 +144,7 @@ def test_an_error_that_the_task_overcomes_undoes_the_block(runner: Checkpointing
     assert booked(backend) == []
 
 
-def test_a_result_that_cannot_be_stored_undoes_what_was_written(
-    runner: CheckpointingRunner, backend: SqliteBackend
-) -> None:
+def test_a_result_that_cannot_be_stored_undoes_what_was_written(runner: CheckpointingRunner, backend: Store) -> None:
     """The outcome is a failure, so the rows must not stay."""
 
     @task
@@ -131,8 +157,8 @@ def test_a_result_that_cannot_be_stored_undoes_what_was_written(
     assert booked(backend) == []
 
 
-def test_branches_may_each_have_one(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
-    """They wait for each other's write lock, and for nothing else."""
+def test_branches_may_each_have_one(runner: CheckpointingRunner, backend: Store) -> None:
+    """On a file they wait for each other's write lock, and for nothing else."""
 
     @workflow
     def wide(cents: int) -> list[int]:
@@ -143,14 +169,14 @@ def test_branches_may_each_have_one(runner: CheckpointingRunner, backend: Sqlite
     assert len(booked(backend)) == 8
 
 
-def test_many_instances_at_once(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_many_instances_at_once(runner: CheckpointingRunner, backend: Store) -> None:
     """Transactions of some instances and shared commits of others do not get in each other's way."""
     flow = Flow("bank").then(plain).then(deposit).then(plain, name="after").build()
     assert runner.run_many(flow, range(30)) == [n + 1 for n in range(30)]
     assert sorted(cents for _, cents in booked(backend)) == list(range(30))
 
 
-def test_under_an_async_runner_a_plain_task_has_one(backend: SqliteBackend) -> None:
+def test_under_an_async_runner_a_plain_task_has_one(backend: Store) -> None:
     """It runs in a thread there."""
 
     async def run() -> int:
@@ -161,7 +187,8 @@ def test_under_an_async_runner_a_plain_task_has_one(backend: SqliteBackend) -> N
     assert booked(backend) == [("in", 5)]
 
 
-def test_an_instance_that_another_has_taken_over_keeps_nothing(tmp_path: Path, backend: SqliteBackend) -> None:
+@on_a_file
+def test_an_instance_that_another_has_taken_over_keeps_nothing(tmp_path: Path, backend: Store) -> None:
     """The lease is lost while the body runs: admission is refused, and the rows go with it."""
     now = [0]
     slow_store, other_store = (SqliteBackend(tmp_path / "bank.db", lease_clock=lambda: now[0]) for _ in range(2))
@@ -184,9 +211,7 @@ def test_an_instance_that_another_has_taken_over_keeps_nothing(tmp_path: Path, b
     assert booked(backend) == [("late", 4)], "the thief's own, and not that of the robbed"
 
 
-def test_a_cancelled_run_records_the_step_and_goes_no_further(
-    runner: CheckpointingRunner, backend: SqliteBackend
-) -> None:
+def test_a_cancelled_run_records_the_step_and_goes_no_further(runner: CheckpointingRunner, backend: Store) -> None:
     """What still returns is recorded, and its rows with it, but nothing follows."""
     followed: list[int] = []
 
@@ -226,8 +251,9 @@ def test_the_store_that_cannot_begin_suspends_the_run(tmp_path: Path) -> None:
         other.close()
 
 
+@on_a_file
 def test_open_for_too_long_it_is_undone(
-    runner: CheckpointingRunner, backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
+    runner: CheckpointingRunner, backend: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody else can write meanwhile, so it is ended from outside, and the attempt fails by its name."""
     monkeypatch.setattr(transaction, "LIMIT_US", 1_000)
@@ -245,7 +271,7 @@ def test_open_for_too_long_it_is_undone(
     assert booked(backend) == []
 
 
-def test_an_attempt_has_one(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_an_attempt_has_one(runner: CheckpointingRunner, backend: Store) -> None:
     """A second would commit nothing of the first."""
 
     @task
@@ -259,7 +285,7 @@ def test_an_attempt_has_one(runner: CheckpointingRunner, backend: SqliteBackend)
     assert booked(backend) == []
 
 
-def test_no_cursor_is_kept_while_it_is_open(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_no_cursor_is_kept_while_it_is_open(runner: CheckpointingRunner, backend: Store) -> None:
     """In the caller's own thread that write would wait for itself."""
 
     @task
@@ -296,7 +322,7 @@ def in_a_process(cents: int) -> int:
     ids=["async", "at-most-once", "process"],
 )
 def test_tasks_that_cannot_have_one_say_so(
-    runner: CheckpointingRunner, backend: SqliteBackend, body: Callable[[int], int], text: str
+    runner: CheckpointingRunner, backend: Store, body: Callable[[int], int], text: str
 ) -> None:
     """Each with its reason."""
     with pytest.raises(WorkflowFailed, match=text):
@@ -314,7 +340,7 @@ def test_stores_that_have_none_say_so() -> None:
     assert all(isinstance(failed.value.__cause__, UsageError) for failed in (one, two))
 
 
-def test_a_start_in_it_lands_with_the_step(runner: CheckpointingRunner, backend: SqliteBackend) -> None:
+def test_a_start_in_it_lands_with_the_step(runner: CheckpointingRunner, backend: Store) -> None:
     """A step that starts another instance on its connection starts it exactly if it is recorded."""
     other = Flow("other").then(plain).build()
     fails = [True]

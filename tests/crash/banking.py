@@ -1,8 +1,10 @@
-"""Money moved between accounts in the store's own file, with ``task_context().transaction()`` and ``connection=``."""
+"""Money moved between accounts in the store's own database: ``task_context().transaction()`` and ``connection=``."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import apsw
 
 from stepwell import Retry, WorkflowClient, branch, inject, parallel, task, task_context, workflow
 
@@ -16,9 +18,19 @@ TRANSFERS = ("transfer", "parallel/a/transfer", "parallel/b/shaky", "transfer#2"
 def _move(db: Any, cents: int) -> None:
     """Book a line with no key of its own: what is done twice is to be seen."""
     path = task_context().path
-    db.execute("UPDATE account SET cents = cents - ? WHERE name = 'ann'", (cents,))
-    db.execute("UPDATE account SET cents = cents + ? WHERE name = 'bob'", (cents,))
-    db.execute("INSERT INTO booking (path, cents) VALUES (?, ?)", (path, cents))
+    _do(db, "UPDATE account SET cents = cents - ? WHERE name = 'ann'", cents)
+    _do(db, "UPDATE account SET cents = cents + ? WHERE name = 'bob'", cents)
+    _do(db, "INSERT INTO booking (path, cents) VALUES (?, ?)", path, cents)
+
+
+def _do(db: Any, statement: str, *values: object) -> None:
+    db.execute(statement if isinstance(db, apsw.Connection) else statement.replace("?", "%s"), values)
+
+
+def _begin(db: Any) -> None:
+    """SQLite's writers take turns; with psycopg a transaction begins by itself."""
+    if isinstance(db, apsw.Connection):
+        db.execute("BEGIN IMMEDIATE")
 
 
 @task
@@ -62,10 +74,13 @@ def buying(cents: int) -> int:
 
 def setup_accounts(backend: Any, ledger: Ledger) -> dict[str, Any]:
     db = backend.connect()
+    _begin(db)
     db.execute("CREATE TABLE account (name TEXT PRIMARY KEY, cents INTEGER NOT NULL)")
     db.execute("CREATE TABLE booking (path TEXT NOT NULL, cents INTEGER NOT NULL)")
     db.execute("CREATE TABLE purchase (id TEXT NOT NULL, part TEXT NOT NULL)")
-    db.executemany("INSERT INTO account VALUES (?, ?)", [(name, ALL_MONEY // 3) for name in ("ann", "bob", "cid")])
+    for name in ("ann", "bob", "cid"):
+        _do(db, "INSERT INTO account VALUES (?, ?)", name, ALL_MONEY // 3)
+    db.execute("COMMIT")
     db.close()
     return {}
 
@@ -79,7 +94,7 @@ def place(backend: Any, ledger: Ledger) -> dict[str, Any]:
     """A purchase and the instance that sees to it, in one transaction of the user's."""
     db = backend.connect()
     with WorkflowClient(backend) as client:
-        db.execute("BEGIN IMMEDIATE")
+        _begin(db)
         if not db.execute("SELECT 1 FROM purchase").fetchone():
             db.execute("INSERT INTO purchase VALUES ('i', 'before')")
             client.start(buying, CENTS, instance_id="i", connection=db)

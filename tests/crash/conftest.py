@@ -12,5 +12,6 @@ from .harness import Processes
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     made = Processes(tmp_path_factory.mktemp("crash"))
+    made.start()
     yield made
     made.close()

@@ -5,7 +5,9 @@
 ``before:write:3``   before the third call of any method that writes; ``after``: when it has returned
 ``statement:3``      before the third SQL statement on any connection, opening and migration included
 ``inside:3``         the same, counted from when the store is open; of reads in a row, which change nothing, the first
+``waiting:3``        the third time it waits for PostgreSQL: what it has sent lands without it, or does not
 ``ledger:3``         right after the third line that a task wrote outside of the store
+``count:0``          nowhere; it says instead how many places of each kind there were
 ==================  ==============================================================================================
 """
 
@@ -14,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from stepwell import CheckpointingRunner, SqliteBackend, task_context
 from stepwell.testing import VirtualClock
 from stepwell.testing.faults import Fault, FaultyBackend, die
 
-from ..stores import schema_of  # noqa: TID252 - the tests are not installed
+from .planted import planted
 
 T = TypeVar("T")
 
@@ -78,6 +79,9 @@ class Dying(FaultyBackend):
         super().__init__(inner, [Fault.parse(f"{kind}:{number}")] if of_one else [])
         self._kind, self._number, self._writes = kind, number, count(1)
 
+    def writes(self) -> int:
+        return next(self._writes) - 1
+
     def _call(self, method: str, action: Callable[[], T]) -> T:
         nth = next(self._writes) if method in WRITES else 0
         if nth == self._number and self._kind == "before:write":
@@ -89,18 +93,27 @@ class Dying(FaultyBackend):
 
 
 def play(request: dict[str, Any], parts: dict[str, Callable[[Any, Any], Any]]) -> dict[str, Any]:
-    """Play a process's parts, one after the other, each on the store opened anew."""
+    """Play a process's parts, one after the other, on its store."""
     kind, _, digits = request["fault"].rpartition(":")
     number, found = int(digits or 0), dict[str, Any]()
     statements = Statements(kind, number)
+    if kind in WITHIN:
+        statements.watch(request["dsn"])
     make = Log if request["log"] else Ledger
     ledger = make(request["story"], request["process"], number if kind == "ledger" else 0)
+    if not request["parts"]:
+        return found
+    # a killed process loses nothing that it gave to the operating system: power cuts are not the point here
+    backend = Dying(planted(request["plant"], opened(request)), kind, number)
+    statements.inside = True
     for part in request["parts"]:
-        # a killed process loses nothing that it gave to the operating system: power cuts are not the point here
-        backend = Dying(opened(request), kind, number)
-        statements.inside = True
         found |= parts[part](backend, ledger)
-        backend.close()
+    backend.close()
+    if kind == "count":
+        writes = backend.writes()
+        found["places"] = {
+            "before:write": writes, "after:write": writes, "ledger": ledger.lines, **statements.places()
+        }  # fmt: skip
     return found
 
 
@@ -109,21 +122,41 @@ def opened(request: dict[str, Any]) -> Any:
         return SqliteBackend(f"{request['story']}.db", durability="fast")
     from stepwell.backend.postgres import PostgresBackend
 
-    return PostgresBackend(request["dsn"], schema=schema_of(Path(request["story"])), durability="fast")
+    return PostgresBackend(request["dsn"], schema=request["schema"], durability="fast")
+
+
+WITHIN = ("statement", "inside", "waiting", "count")
 
 
 class Statements:
-    """The SQL statements of this process, on whatever connection; it dies before the n-th."""
+    """The SQL statements of this process, on whatever connection; it dies before the n-th, or waiting for it."""
 
     def __init__(self, kind: str, number: int) -> None:
-        self.kind, self.number, self.inside, self.reading, self.seen = kind, number, False, False, count(1)
-        if kind in ("statement", "inside"):
+        self.kind, self.number, self.inside, self.reading = kind, number, False, False
+        self.seen, self.waits = count(1), count(1)
+
+    def watch(self, dsn: str) -> None:
+        if dsn:
+            from .talking import watch  # psycopg is for those who need it
+
+            watch(self.about_to, self.waiting)
+        else:
             apsw.connection_hooks.append(lambda connection: setattr(connection, "exec_trace", self.trace))
 
     def trace(self, cursor: Any, sql: str, bindings: Any) -> bool:
-        if self._counts(sql) and next(self.seen) == self.number:
-            die()
+        self.about_to(sql)
         return True
+
+    def about_to(self, sql: str) -> None:
+        if self._counts(sql) and next(self.seen) == self.number and self.kind in ("statement", "inside"):
+            die()
+
+    def waiting(self) -> None:
+        if self.inside and next(self.waits) == self.number and self.kind == "waiting":
+            die()
+
+    def places(self) -> dict[str, int]:
+        return {"inside": next(self.seen) - 1, "waiting": next(self.waits) - 1}
 
     def _counts(self, sql: str) -> bool:
         before, self.reading = self.reading, sql.lstrip().startswith(READS)

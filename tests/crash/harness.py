@@ -8,7 +8,6 @@ in turn until the process gets through alive, so that no place is left out whate
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -25,12 +24,14 @@ from stepwell.testing.faults import FAULT_EXIT
 
 from . import server
 from .looking import Line, lines_of
+from .places import Files, Places
 
 WIDTH = 3  # so many steps of one run may be in flight at once
-POINTS_MAX = 400
+POINTS_MAX = 600
 SERVERS = 2
 DYING, NEXT = 10, 11  # processes with lower numbers have set things up
 KINDS = ("before:write", "after:write", "inside", "ledger")
+SERVED = (*KINDS, "waiting")  # on a database server a statement may land without whoever sent it
 
 
 class Server:
@@ -56,17 +57,29 @@ class Server:
 
 
 class Processes:
-    """The servers, and the account of all stories. With a DSN each story is a schema there, else a file."""
+    """The servers, and the account of all stories: what they are played on is made by ``places``."""
 
-    def __init__(self, folder: Path, dsn: str = "") -> None:
-        self.folder, self.dsn = folder, dsn
+    def __init__(self, folder: Path, places: Places | None = None) -> None:
+        self.folder, self.store = folder, places or Files()
         self._numbers, self._lock = count(1), Lock()
         self.points: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
-        self.servers = [Server() for _ in range(SERVERS)]
+        self.prepared: dict[str, Path] = {}
+        self.plant = ""  # a fault that every process has, to see whether it is found
         self.free: SimpleQueue[Server] = SimpleQueue()
+        self.servers: list[Server] = []
+
+    def start(self) -> None:
+        self.servers = [Server() for _ in range(SERVERS)]
         for each_one in self.servers:
             self.free.put(each_one)
+
+    def beside(self, places: Places) -> Processes:
+        """Return an account of its own, on other stores, kept with the same servers."""
+        other = Processes(self.new_story(), places)
+        other.folder.mkdir()
+        other.free = self.free
+        return other
 
     def count(self, **found: int) -> None:
         with self._lock:
@@ -76,7 +89,7 @@ class Processes:
         self, story: Path, parts: Sequence[str], process: int, fault: str = "", log: bool = False
     ) -> tuple[int, dict[str, Any]]:
         request = {"story": str(story), "parts": parts, "process": process, "fault": fault, "log": log}
-        request["dsn"] = self.dsn
+        request |= {"plant": self.plant, **self.store.of(story)}
         free = self.free.get()
         try:
             return free.ask(request)
@@ -86,6 +99,9 @@ class Processes:
     def dies(self, story: Path, part: str, process: int, fault: str, log: bool = False) -> bool:
         """Say whether the process died at the fault; if it lived it must have ended well."""
         status, found = self.play(story, [part], process, fault, log)
+        return self.died(status, part, fault, found)
+
+    def died(self, status: int, part: str, fault: str, found: Mapping[str, Any]) -> bool:
         assert status in (0, FAULT_EXIT), (fault, status)
         assert status or "error" not in found, (part, fault, found["error"])
         return status == FAULT_EXIT
@@ -99,7 +115,12 @@ class Processes:
     def new_story(self) -> Path:
         return self.folder / f"story{next(self._numbers)}"
 
+    def amiss(self) -> Counter[str]:
+        """Return what there must be none of."""
+        return +Counter({name: self.counts[name] for name in ("lost", "duplicated", "stuck", "drift", "broken")})
+
     def close(self) -> None:
+        self.store.close()
         for each_one in self.servers:
             each_one.close()
 
@@ -161,26 +182,51 @@ class World:
 
 
 def prepared(processes: Processes, world: World) -> Path:
-    """Play what was there before, in a folder of its own."""
-    folder = processes.new_story()
-    folder.mkdir()
-    for number, (part, fault) in enumerate(world.setup, 1):
-        assert processes.dies(folder / "world", part, number, fault, log=True) == bool(fault), (world.name, part)
-    return folder
+    """Play what was there before, once for all that is copied from it."""
+    if world.name not in processes.prepared:
+        folder = processes.new_story()
+        folder.mkdir()
+        for number, (part, fault) in enumerate(world.setup, 1):
+            assert processes.dies(folder / "world", part, number, fault, log=True) == bool(fault), (world.name, part)
+        processes.prepared[world.name] = folder / "world"
+    return processes.prepared[world.name]
 
 
-def check_world(processes: Processes, world: World, kind: str) -> int:
+def check_world(processes: Processes, world: World, kind: str, name: str = "") -> int:
     """Let a process die at each place of one kind, and judge all that it came to. Returns how many places there are."""
-    before = prepared(processes, world)
-    return each(processes, f"{world.name}, {kind}", lambda nth: tell(processes, world, before, f"{kind}:{nth}"))
+    prepared(processes, world)  # before two at a time ask for it
+    return each(processes, f"{name}{world.name}, {kind}", lambda nth: tell(processes, world, f"{kind}:{nth}"))
 
 
-def tell(processes: Processes, world: World, before: Path, fault: str) -> bool:
+def check_some(processes: Processes, world: World, stride: int, offset: int, name: str = "") -> int:
+    """Do so at every k-th place of each kind, and at one of each at least, beginning where it is said."""
+    found = places_of(processes, world)
+    for kind, number in found.items():
+        chosen = range(1 + offset % min(stride, number), number + 1, stride) if number else ()
+        with ThreadPoolExecutor(SERVERS) as pool:
+            died = list(pool.map(lambda nth, kind=kind: tell(processes, world, f"{kind}:{nth}"), chosen))
+        processes.points[f"{name}{world.name}, {kind}"] += sum(died)
+        assert sum(died) >= len(died) - 1, (world.name, kind, found)  # threads make the number vary
+    return sum(found.values())
+
+
+def places_of(processes: Processes, world: World) -> dict[str, int]:
+    """Return how many places of each kind there are, by a process that meets none of them."""
+    _, found = tell_all(processes, world, "count:0")
+    return {kind: found["places"][kind] for kind in SERVED}
+
+
+def tell(processes: Processes, world: World, fault: str) -> bool:
     """Tell a world's story with one death. Returns whether the process died there."""
-    folder = processes.new_story()
-    shutil.copytree(before, folder, ignore=shutil.ignore_patterns("*-shm"))
-    story = folder / "world"
-    died = processes.dies(story, world.act, DYING, fault, log=True)
+    return tell_all(processes, world, fault)[0]
+
+
+def tell_all(processes: Processes, world: World, fault: str) -> tuple[bool, dict[str, Any]]:
+    """Tell it, and return too what the process said that was to die, if it did not."""
+    story = processes.new_story() / "world"
+    processes.store.copy(prepared(processes, world), story)
+    status, said = processes.play(story, [world.act], DYING, fault, log=True)
+    died = processes.died(status, world.act, fault, said)
     first = ["looking.glance"] if world.left else []
     found = processes.ends_well(story, [*first, world.again or world.act, "looking.verdict"], NEXT, log=True)
     what = f"{world.name}, killed at {fault}"
@@ -190,8 +236,8 @@ def tell(processes: Processes, world: World, before: Path, fault: str) -> bool:
     assert world.found.items() <= found.items(), (what, found)
     _check_stored(processes, world, found, what)
     _check_lines(processes, world, lines_of(str(story)), died, what)
-    shutil.rmtree(folder)
-    return died
+    processes.store.drop(story)
+    return died, said
 
 
 def _check_stored(processes: Processes, world: World, found: dict[str, Any], what: str) -> None:

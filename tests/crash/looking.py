@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import apsw
+
 from stepwell.backend.base import Filter, Header
 from stepwell.engine import facts as f
 from stepwell.flow.plan import Plan
@@ -60,7 +62,7 @@ def verdict(backend: Any, ledger: Ledger) -> dict[str, Any]:
 def _stored(backend: Any) -> dict[str, Any]:
     connection = backend.connect()
     try:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        tables = {name for (name,) in connection.execute(TABLES[isinstance(connection, apsw.Connection)])}
         users = {name: list(connection.execute(f"SELECT * FROM {name}")) for name in sorted(tables & USERS)}  # noqa: S608 - our own names
         (orphans,) = connection.execute(f"SELECT {ORPHANS}").fetchone() or (0,)
     finally:
@@ -73,6 +75,10 @@ def _stored(backend: Any) -> dict[str, Any]:
     }
 
 
+TABLES = (
+    "SELECT tablename FROM pg_catalog.pg_tables WHERE schemaname = current_schema()",
+    "SELECT name FROM sqlite_schema WHERE type = 'table'",
+)
 USERS = frozenset({"account", "booking", "purchase"})
 
 

@@ -20,9 +20,9 @@ def test_the_account(processes: Processes, capsys: pytest.CaptureFixture[str]) -
         )
         for name, found in sorted(_by_boundary(points).items()):
             print(f"  {name}: {found}")  # noqa: T201 - the account is shown in every run
-    assert [counts[name] for name in ("lost", "duplicated", "stuck", "drift", "broken")] == [0, 0, 0, 0, 0]
-    if len(points) > 150:  # else only a part of the suite was asked for
-        assert points.total() >= 1_000
+    assert not processes.amiss()
+    if len(points) > 250:  # else only a part of the suite was asked for
+        assert points.total() >= 2_000
         assert counts["reruns"] > 0
 
 

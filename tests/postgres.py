@@ -227,7 +227,7 @@ class Server:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() in ("ready", "standby")
 
     def stop(self, mode: Mode = "fast") -> None:
         """Stop: ``"immediate"`` is a crash with a recovery to follow, ``"kill"`` is kill -9 of the server's parent."""

@@ -34,7 +34,7 @@ def test_everything_works_on_a_server_too(served):
     ):
         assert served(*words).code == 0
     said = served("doctor", "--json").json
-    assert said["worst"] == "ok"
+    assert [f["text"][:12] for f in said["findings"] if f["level"] != "ok"] == ["fsync is off"]  # as tests run faster
     assert "PostgreSQL" in said["findings"][0]["text"]
 
 

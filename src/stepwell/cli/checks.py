@@ -1,13 +1,12 @@
-"""What ``doctor`` looks at. Each check yields findings; one that is in order says so in a line."""
+"""What ``doctor`` looks at in an open store. Each check yields findings; one that is in order says so in a line.
+
+What there is to say of the database itself is in ``checks_file`` and ``checks_server``.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from stepwell.backend.base import Backend, Filter, Header
@@ -29,8 +28,6 @@ ENTRIES_READ: Final = 2_000
 UNFINISHED_READ: Final = 10_000
 LATE_US: Final = 60 * SECOND_US  # a worker that is alive takes up what is due long before
 AHEAD_US: Final = 5 * SECOND_US
-SPACE_LEAST: Final = 200 * 1024 * 1024
-QUICK_CHECK_MOST: Final = 256 * 1024 * 1024
 NAMED: Final = 3
 
 
@@ -46,8 +43,6 @@ class Finding(NamedTuple):
 def all_findings(at: Open, served: Sequence[AnyWorkflow], *, deep: bool) -> Iterator[Finding]:
     """Yield the findings of every check, in the order in which they should be mended."""
     unfinished = _unfinished(at.backend)
-    yield from _database(at, deep=deep)
-    yield from _permissions(at)
     yield from _clock(at)
     yield from _readable(at, deep=deep)
     yield from _stuck(at)
@@ -63,99 +58,6 @@ def _unfinished(backend: Backend) -> list[Header]:
         found += page
         after = page[-1].instance
     return found
-
-
-# --- the database ---------------------------------------------------------------------------------
-
-
-def schema_version(backend: Backend) -> int | None:
-    """Return the schema's number, ``None`` where the store does not say."""
-    path = _file(backend)
-    if path is None:
-        return None
-    return int(_pragma(backend, "user_version"))
-
-
-def _file(backend: Backend) -> Path | None:
-    from stepwell.backend.sqlite import SqliteBackend
-
-    return Path(_sqlite_path(backend)) if isinstance(backend, SqliteBackend) else None
-
-
-def _sqlite_path(backend: Any) -> str:
-    connection = backend.connect()
-    try:
-        return str(connection.db_filename("main"))
-    finally:
-        connection.close()
-
-
-def _pragma(backend: Any, name: str) -> Any:
-    connection = backend.connect()
-    try:
-        return connection.pragma(name)
-    finally:
-        connection.close()
-
-
-def _database(at: Open, *, deep: bool) -> Iterator[Finding]:
-    path, codec = _file(at.backend), at.backend.codec.name
-    if path is None:
-        yield from _server(at, codec)
-        return
-    size = path.stat().st_size
-    version = schema_version(at.backend)
-    yield Finding("ok", "database", f"{path} opens: {_bytes(size)}, schema {version}, values are {codec}")
-    if size > QUICK_CHECK_MOST and not deep:
-        yield Finding("ok", "pages", f"not checked, as the file is large; {at.command('doctor', '--deep')} does")
-        return
-    said = _pragma(at.backend, "quick_check")
-    if said == "ok":
-        yield Finding("ok", "pages", "SQLite finds the file sound")
-    else:
-        text = f"SQLite says: {said}. Stop all workers and bring back a copy"
-        yield Finding("problem", "pages", text, f"sqlite3 {path} .recover")
-
-
-def _server(at: Open, codec: str) -> Iterator[Finding]:
-    """Ask the server who it is and what time it has: claims go by its clock, timers by ours."""
-    connection: Any = at.backend.connect()
-    try:
-        asked = "SELECT current_setting('server_version'), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-        version, their_us = connection.execute(asked).fetchone()
-    finally:
-        connection.close()
-    yield Finding("ok", "database", f"{at.place.shown} answers: PostgreSQL {version}, values are {codec}")
-    apart = abs(int(their_us) - at.room.clock.now_us())
-    if apart > AHEAD_US:
-        text = f"this machine's clock and the server's are {span(apart)} apart, so timers fire at the wrong time"
-        yield Finding("problem", "clock", text, "timedatectl status")
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _permissions(at: Open) -> Iterator[Finding]:
-    path = _file(at.backend)
-    if path is None:
-        return
-    folder, mode = path.parent, stat.S_IMODE(path.stat().st_mode)
-    if not os.access(folder, os.W_OK):
-        text = f"{folder} cannot be written, and SQLite keeps two more files beside its own there"
-        yield Finding("problem", "permissions", text, f"chmod u+w {folder}")
-    elif mode & 0o077:
-        text = f"others on this machine may read or write {path.name} (mode {mode:04o}), with all values in it"
-        yield Finding("note", "permissions", text, f"chmod 600 {path}")
-    else:
-        yield Finding("ok", "permissions", "the file is its owner's alone, and its folder can be written")
-    free = shutil.disk_usage(folder).free
-    if free < SPACE_LEAST:
-        yield Finding("problem", "disk", f"only {_bytes(free)} are free", at.command("purge", "--older-than", "30d"))
 
 
 def _clock(at: Open) -> Iterator[Finding]:

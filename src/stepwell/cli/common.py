@@ -38,7 +38,12 @@ class Open(NamedTuple):
 
     def command(self, *words: str) -> str:
         """Return a command on this store that can be copied."""
-        return " ".join(["stepwell", *map(quoted, (*words, *self.flags))])
+        return command_line(self.flags, *words)
+
+
+def command_line(flags: Sequence[str], *words: str) -> str:
+    """Return a command that can be copied; the flags stand at its end, unless it names another database."""
+    return " ".join(["stepwell", *map(quoted, (*words, *(flags if "--db" not in words else ())))])
 
 
 @contextmanager

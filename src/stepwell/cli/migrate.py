@@ -41,10 +41,10 @@ def command(sql: bool, db: str | None, as_json: bool) -> None:
 
 
 def _sqlite(db: str | None) -> dict[str, Any]:
-    from .checks import schema_version
-
     with opened(db, create=True) as at:
-        return {"schema": schema_version(at.backend), "applied": []}
+        from .checks_file import schema_version
+
+        return {"schema": schema_version(at.place.target), "applied": []}
 
 
 def _postgres(place: Place) -> dict[str, Any]:

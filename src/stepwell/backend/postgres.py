@@ -95,6 +95,8 @@ class PostgresBackend(ClaimStore):
         pooled: bool | None = None,
     ) -> None:
         check_driver()
+        from stepwell.codec import check_codec, check_same_codec
+
         from .postgres_errors import Place  # psycopg is loaded with the first PostgresBackend only
         from .postgres_lines import Line, Server
         from .postgres_listen import Hints
@@ -102,6 +104,8 @@ class PostgresBackend(ClaimStore):
 
         if durability not in _SYNCHRONOUS:
             raise OptionError(f'durability must be "full", "replicated" or "fast", not {durability!r}')
+        if codec is not None:
+            check_codec(codec)
         self._server = Server(Place(dsn, schema), pooled, _SYNCHRONOUS[durability], duration_us(timeout, "timeout"))
         write, read = Line(self._server), Line(self._server, writes=False)
         # A claim or a renewal that a crash of the server takes back costs nobody anything; see .postgres_claims.
@@ -114,20 +118,13 @@ class PostgresBackend(ClaimStore):
             meta = Schema(self._server, write, (codec if codec is not None else _codec(0)).id).ready()
             self.backend_id, self.codec_id = meta["backend_id"], int(meta["codec_id"])
             self.codec: Codec = codec if codec is not None else _codec(self.codec_id)
-            self._check_codec()
+            check_same_codec(self._server.place, self.codec_id, self.codec)
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
         return f"<PostgresBackend {self._server.place}>"
-
-    def _check_codec(self) -> None:
-        if self.codec.id != self.codec_id:
-            raise OptionError(
-                f"{self._server.place} was created with codec {self.codec_id} and is opened with codec "
-                f"{self.codec.id} ({type(self.codec).__name__}); pass codec= as when it was created"
-            )
 
     def _wrote(self) -> None:
         self._hints.wrote()

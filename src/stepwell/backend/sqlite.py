@@ -91,7 +91,7 @@ class SqliteBackend(OfferStore):
         busy_timeout: Duration = "30s",
         lease_clock: Callable[[], int] = lease_clock,
     ) -> None:
-        from stepwell.codec import check_codec
+        from stepwell.codec import check_codec, check_same_codec
 
         from .sqlite_file import Database, checked_path  # apsw is loaded with the first SqliteBackend only
 
@@ -106,7 +106,7 @@ class SqliteBackend(OfferStore):
         try:
             self.backend_id, self.codec_id = self._identity()
             self.codec: Codec = codec if codec is not None else _codec(self.codec_id)
-            self._check_codec()
+            check_same_codec(self._database.path, self.codec_id, self.codec)
         except BaseException:
             self.close()
             raise
@@ -118,16 +118,6 @@ class SqliteBackend(OfferStore):
         with self._read as db:
             found = {key: value for key in ("backend_id", "codec_id") for (value,) in db.execute(sql.META, (key,))}
             return found["backend_id"], found["codec_id"]
-
-    def _check_codec(self) -> None:
-        if self.codec.id != self.codec_id:
-            from stepwell.codec import codec_name
-
-            was, now = codec_name(self.codec_id), type(self.codec).__name__
-            raise OptionError(
-                f"{self._database.path} was created with {was} and is opened with {now}; "
-                f"pass codec={was}(), or no codec"
-            )
 
     def connect(self) -> apsw.Connection:
         """Return a new connection to the same file with the same settings; closing it is the caller's business."""

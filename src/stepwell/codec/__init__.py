@@ -1,6 +1,6 @@
 """Values to bytes and back, exactly: envelopes, two payload formats, declared types."""
 
-from .base import Codec, check_codec, check_encodable, codec_name, digest
+from .base import Codec, check_codec, check_encodable, check_same_codec, codec_name, digest
 from .envelope import codec_of
 from .hints import assignable, type_name
 from .json import JsonCodec
@@ -15,6 +15,7 @@ __all__ = [
     "assignable",
     "check_codec",
     "check_encodable",
+    "check_same_codec",
     "codec_name",
     "codec_of",
     "digest",

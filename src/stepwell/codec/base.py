@@ -74,6 +74,9 @@ class Codec(Protocol):
         ...
 
 
+_NAMES: Final = {1: "JsonCodec", 2: "MsgpackCodec"}
+
+
 def check_codec(codec: object) -> None:
     """Refuse what was given for a codec and is none. Raises OptionError."""
     if isinstance(codec, type) or not all(hasattr(codec, name) for name in ("id", "limits", "encode", "decode")):
@@ -83,7 +86,16 @@ def check_codec(codec: object) -> None:
 
 def codec_name(codec_id: int) -> str:
     """Return how users call a codec, from the id that a store keeps of it."""
-    return {1: "JsonCodec", 2: "MsgpackCodec"}.get(codec_id, f"the codec with id {codec_id}")
+    return _NAMES.get(codec_id, f"the codec with id {codec_id}")
+
+
+def check_same_codec(place: object, codec_id: int, codec: Codec) -> None:
+    """Refuse another codec than the one whose id a store keeps. Raises OptionError."""
+    if codec.id == codec_id:
+        return
+    was = codec_name(codec_id)
+    mend = f"codec={was}(), or no codec" if codec_id in _NAMES else f"{was} as codec="
+    raise OptionError(f"{place} was created with {was} and is opened with {type(codec).__name__}; pass {mend}")
 
 
 @dataclass(frozen=True, slots=True)

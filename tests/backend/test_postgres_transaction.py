@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import apsw
 import psycopg
 import pytest
 
@@ -43,9 +44,9 @@ def runner(server: Server) -> Iterator[CheckpointingRunner]:
 
 
 def book(account: str, cents: int) -> psycopg.Connection:
-    with task_context().transaction() as db:
+    with task_context().transaction(psycopg.Connection) as db:
         db.execute("INSERT INTO entry VALUES (%s, %s)", (account, cents))
-    return db  # type: ignore[return-value]
+    return db
 
 
 def booked(server: Server) -> list[tuple[str, int]]:
@@ -217,3 +218,24 @@ def test_a_commit_whose_answer_is_lost_is_asked_for(server: Server, monkeypatch:
         ):
             assert runner.run(Flow("bank").then(deposit).build(), 5, instance_id="a") == 6
     assert booked(server) == [("in", 5)]
+
+
+def test_the_class_that_it_gives_may_be_named(runner: CheckpointingRunner, server: Server) -> None:
+    """A task for another database is refused before it writes."""
+
+    @task
+    def named(cents: int) -> int:
+        with task_context().transaction(psycopg.Connection) as db:
+            db.execute("INSERT INTO entry VALUES ('in', %s)", (cents,))
+        return cents
+
+    @task
+    def other(cents: int) -> int:
+        with task_context().transaction(apsw.Connection) as db:
+            db.execute("INSERT INTO entry VALUES ('in', ?)", (cents,))
+        return cents
+
+    assert runner.run(Flow("bank").then(named).build(), 4) == 4
+    with pytest.raises(WorkflowFailed, match=r"a PostgresBackend, gives psycopg\.Connection; write"):
+        runner.run(Flow("bank").then(other).build(), 5)
+    assert booked(server) == [("in", 4)]

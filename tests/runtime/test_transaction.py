@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import apsw
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -356,3 +358,53 @@ def test_a_start_in_it_lands_with_the_step(runner: CheckpointingRunner, backend:
 
     assert runner.run(Flow("bank").then(starts).build(), 4) == 4
     assert [status.instance_id for status in runner.client.list(workflow="other")] == ["other-2"]
+
+
+# --- the class of the connection ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [apsw.Connection, object], ids=["apsw", "object"])
+def test_the_class_that_it_gives_may_be_named(runner: CheckpointingRunner, backend: SqliteBackend, kind: Any) -> None:
+    """Then type checkers know it, and it is the same connection."""
+
+    @task
+    def named(cents: int) -> int:
+        with task_context().transaction(kind) as db:
+            db.execute("INSERT INTO entry VALUES ('in', ?)", (cents,))
+        return cents
+
+    assert runner.run(Flow("bank").then(named).build(), 4) == 4
+    assert booked(backend) == [("in", 4)]
+
+
+@pytest.mark.parametrize("kind", [psycopg.Connection, psycopg.Connection[tuple[Any, ...]], sqlite3.Connection])
+def test_a_task_for_another_database_is_refused(runner: CheckpointingRunner, backend: SqliteBackend, kind: Any) -> None:
+    """Both classes are named, nothing is written, and the file's lock is free again."""
+
+    @task
+    def named(cents: int) -> int:
+        with task_context().transaction(kind):
+            return cents
+
+    with pytest.raises(WorkflowFailed) as failed:
+        runner.run(Flow("bank").then(named).build(), 4)
+    cause = failed.value.__cause__
+    wanted = "sqlite3.Connection" if kind is sqlite3.Connection else "psycopg.Connection"
+    assert isinstance(cause, UsageError)
+    assert str(cause) == (
+        f"named asks for transaction({wanted}), and its store, a SqliteBackend, gives apsw.Connection; "
+        "write transaction(apsw.Connection), or run it on a store that gives the other"
+    )
+    assert runner.run(Flow("bank").then(deposit).build(), 4) == 5
+
+
+def test_what_is_no_class_is_refused(runner: CheckpointingRunner) -> None:
+    """The text says what is one."""
+
+    @task
+    def named(cents: int) -> int:
+        with task_context().transaction("psycopg"):  # type: ignore[call-overload]
+            return cents
+
+    with pytest.raises(WorkflowFailed, match=r"takes the class of a connection, .* not a str"):
+        runner.run(Flow("bank").then(named).build(), 4)

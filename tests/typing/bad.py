@@ -3,10 +3,21 @@
 # mypy: disable-error-code=empty-body
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from typing import Literal
 
-from stepwell import CheckpointingRunner, InMemoryBackend, InProcessRunner
+import apsw
+import psycopg
+
+from stepwell import (
+    CheckpointingRunner,
+    InMemoryBackend,
+    InProcessRunner,
+    PostgresBackend,
+    SqliteBackend,
+    task_context,
+)
 from stepwell.flow.builder import Flow
 from stepwell.flow.task import task
 from stepwell.flow.trace import delay, loop, parallel, route, signal, workflow
@@ -135,3 +146,17 @@ def run_them(order: Order) -> None:
         text: str = runner.resume(settle, "i")  # error
         wrong: str = runner.result(settle, "i")  # error
         print(text, wrong)
+
+
+def in_another_database(postgres: PostgresBackend, sqlite: SqliteBackend) -> None:
+    with task_context().transaction(psycopg.Connection) as db:
+        db.set_busy_timeout(1)  # error
+        db.execute("SELECT 1").fetchall().upper()  # error
+    with task_context().transaction(apsw.Connection) as file:
+        file.cancel()  # error
+    task_context().transaction("psycopg")  # error
+    task_context().transaction(sqlite3.Connection)  # error
+    task_context().transaction(psycopg.connect("dbname=shop"))  # error
+    wrong: psycopg.Connection = sqlite.connect()  # error
+    postgres.connect().set_busy_timeout(1)  # error
+    print(wrong)

@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, assert_type
 
+import apsw
+import psycopg
+
 from stepwell import (
     AsyncCheckpointingRunner,
     AsyncInProcessRunner,
@@ -14,7 +17,9 @@ from stepwell import (
     InMemoryBackend,
     InProcessRunner,
     InstanceStatus,
+    PostgresBackend,
     SqliteBackend,
+    task_context,
 )
 from stepwell.flow.builder import Chain, Flow, Fork
 from stepwell.flow.task import inject, task
@@ -240,3 +245,20 @@ async def await_them(order: Order) -> None:
         assert_type(await runner.start(inputless), InstanceStatus)
         assert_type(await runner.resume(settled, "i"), Receipt)
         assert_type(await runner.result(settled, "i"), Receipt)
+
+
+# --- transactions ----------------------------------------------------------------------------------------
+
+
+def in_their_database(postgres: PostgresBackend, sqlite: SqliteBackend) -> None:
+    with task_context().transaction(psycopg.Connection) as db:
+        assert_type(db, psycopg.Connection)
+        row = db.execute("SELECT %s", (1,)).fetchone()
+        assert_type(row, tuple[Any, ...] | None)
+    with task_context().transaction(apsw.Connection) as file:
+        assert_type(file, apsw.Connection)
+    with task_context().transaction() as either:
+        assert_type(either, apsw.Connection)
+    assert_type(sqlite.connect(), apsw.Connection)
+    with postgres.connect() as connection:
+        assert_type(connection, psycopg.Connection)

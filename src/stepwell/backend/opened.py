@@ -50,6 +50,12 @@ class Opened(Protocol):
 ENDED_BY_TASK = "has ended its transaction; leave COMMIT and ROLLBACK to the runner"
 
 
+def public_name(kind: type) -> str:
+    """Return the name of a connection's class as users write it: ours are their drivers' with a little more."""
+    theirs = next(each for each in kind.__mro__ if not each.__module__.startswith("stepwell."))
+    return f"{theirs.__module__}.{theirs.__qualname__}"
+
+
 def opened(backend: Any) -> Opened:
     """Connect to a store's database, without beginning a transaction yet."""
     connection = backend.connect()

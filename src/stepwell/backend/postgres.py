@@ -137,7 +137,7 @@ class PostgresBackend(ClaimStore):
     # --- the user's transaction -------------------------------------------------------------------
 
     def connect(self) -> psycopg.Connection:
-        """Return a new connection to the same database, not in autocommit mode; closing it is the caller's business."""
+        """Return a new ``psycopg.Connection`` to the same database, not in autocommit mode, which the caller closes."""
         from .postgres_joined import connected
 
         return connected(self._server)

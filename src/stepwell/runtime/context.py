@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from stepwell.errors import NoTaskContext
 from stepwell.timing import moment
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     import apsw
+    import psycopg
 
     from stepwell.flow.plan import Turns
 
@@ -47,7 +48,7 @@ class Attempt(Protocol):
 
     def keep_cursor(self, cursor: object) -> None: ...
 
-    def transaction(self) -> AbstractContextManager[apsw.Connection]: ...
+    def transaction(self, kind: object) -> AbstractContextManager[object]: ...
 
     def check_alive(self) -> None: ...
 
@@ -173,18 +174,30 @@ class TaskContext:
             self._attempt.keep_cursor(cursor)
         self._attempt.check_alive()
 
-    def transaction(self) -> AbstractContextManager[apsw.Connection]:
+    @overload
+    def transaction(self) -> AbstractContextManager[apsw.Connection]: ...
+    @overload
+    def transaction(self, kind: type[apsw.Connection]) -> AbstractContextManager[apsw.Connection]: ...
+    @overload
+    def transaction(self, kind: type[psycopg.Connection[Any]]) -> AbstractContextManager[psycopg.Connection]: ...
+    def transaction(self, kind: object = None) -> AbstractContextManager[object]:
         """Open a transaction in the store's own database: what is written in it commits with this step, or not at all.
 
-        ``with`` gives a connection that has begun, an ``apsw.Connection`` or a ``psycopg.Connection``. Leaving the
-        block commits nothing; when the task returns, its result is recorded on this connection and both commit. An
-        error, a cancelled or lost step undo both. So an effect in the same database happens exactly once, whatever
-        crashes.
+        ``with`` gives a connection that has begun: an ``apsw.Connection`` of a SqliteBackend, a ``psycopg.Connection``
+        of a PostgresBackend. Leaving the block commits nothing; when the task returns, its result is recorded on this
+        connection and both commit. An error, a cancelled or lost step undo both. So an effect in the same database
+        happens exactly once, whatever crashes.
 
         An attempt has one, in a plain ``def`` that runs in a thread or inline. It may be open for half of the lease.
         Nobody else can write to an SQLite file meanwhile, so there it is 5 s at most, and whatever else would use the
         store in this thread, such as a signal or another run, is refused with UsageError. COMMIT and ROLLBACK are the
         runner's; a task that ends the transaction itself, or leaves its connection in use, fails.
+
+        Args:
+            kind: the class of the connection that the task is written for, ``psycopg.Connection`` or
+                ``apsw.Connection``. It is what type checkers take ``with`` to give, and it is checked: on a store that
+                gives another one the task fails before anything is written. Without it any is given, and type checkers
+                take it for an ``apsw.Connection``.
 
         Raises:
             UsageError: this store, runner or kind of task has no such transaction; the text says why.
@@ -198,8 +211,15 @@ class TaskContext:
             ...         db.execute("UPDATE account SET cents = cents - ? WHERE id = ?", (order.cents, order.payer))
             ...         db.execute("UPDATE account SET cents = cents + ? WHERE id = ?", (order.cents, order.payee))
             ...     return order.cents
+
+        On PostgreSQL:
+            >>> @task
+            ... def sell(item: str) -> str:
+            ...     with task_context().transaction(psycopg.Connection) as db:
+            ...         db.execute("INSERT INTO sale VALUES (%s)", (item,))
+            ...     return item
         """
-        return self._attempt.transaction()
+        return self._attempt.transaction(kind)
 
     @property
     def cursor(self) -> object:

@@ -43,8 +43,6 @@ from .promise import promise
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    import apsw
-
     from stepwell.flow.workflow import AnyWorkflow
     from stepwell.observe.watching import Arrival
 
@@ -180,14 +178,14 @@ class Job(msgspec.Struct, eq=False):
     def cursor(self) -> object:
         return self.live.read_cursor(self.key)
 
-    def transaction(self) -> AbstractContextManager[apsw.Connection]:
+    def transaction(self, kind: object) -> AbstractContextManager[object]:
         if self.facts.guest:
             raise NeedsHolder(self.path)
         if self.transacting is None:
             from .transaction import Transaction
 
             self.transacting = Transaction(self)
-        return cast("Transaction", self.transacting)
+        return cast("Transaction", self.transacting).giving(kind)
 
     def keep_cursor(self, cursor: object) -> None:
         if self.keep is None:

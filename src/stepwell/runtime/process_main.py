@@ -202,7 +202,7 @@ class _Attempt:
         value = self._server.ask(self, Question("cursor")).value
         return None if value is None else self._codec.decode(value)
 
-    def transaction(self) -> NoReturn:
+    def transaction(self, kind: object) -> NoReturn:
         raise UsageError(f"{self.path} runs in a process of its own, where there is no transaction(); use a thread")
 
     def keep_cursor(self, cursor: object) -> None:

@@ -9,10 +9,10 @@ drive hears that the outcome is stored and reads the instance anew, as it does a
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_origin
 
 from stepwell.backend.base import Change, Entry, Header, Joined, Loaded, Rest
-from stepwell.backend.opened import ENDED_BY_TASK, opened
+from stepwell.backend.opened import ENDED_BY_TASK, opened, public_name
 from stepwell.engine import events as e
 from stepwell.engine import facts as f
 from stepwell.engine.advance import advance
@@ -44,12 +44,18 @@ class Transaction:
         self._lock = threading.Lock()
         self._used = self._late = False
         self._broken: BaseException | None = None
+        self._kind: type | None = None
         self._limit_us = job.facts.room.lease_us // 2
         self._excludes = False
         self._backend: Any = job.facts.room.backend
         _check_allowed(job)
 
-    def __enter__(self) -> Any:
+    def giving(self, kind: object) -> Transaction:
+        """Return this, to be entered for a connection of a class; ``None``: of whichever the store gives."""
+        self._kind = None if kind is None else _class_of(kind, self._job.path)
+        return self
+
+    def __enter__(self) -> object:
         if self._used:
             raise UsageError(f"{self._job.path} has opened its transaction already; an attempt has one")
         self._used = True
@@ -59,12 +65,13 @@ class Transaction:
             self._broken = error
             self.roll_back()
             raise
+        self._check_kind(connection)
         self._watch = threading.Timer(self._limit_us / 1e6, self._expire)
         self._watch.daemon = True
         self._watch.start()
         return connection
 
-    def _begun(self) -> Any:
+    def _begun(self) -> object:
         """Open a connection, begin, and hold against the store what could not be committed in the end."""
         self._session = self._job.facts.room.session()  # it may have to be opened, which is a write
         transaction = self._opened = opened(self._backend)
@@ -78,6 +85,17 @@ class Transaction:
         self._backend.within(transaction.connection).header(self._job.facts.instance_id)
         transaction.guard(lambda: self._misused(ENDED_BY_TASK))
         return transaction.connection
+
+    def _check_kind(self, connection: object) -> None:
+        """Refuse a task that is written for another database, before it can write."""
+        if self._kind is None or isinstance(connection, self._kind):
+            return
+        self.roll_back()
+        wanted, given = public_name(self._kind), public_name(type(connection))
+        raise UsageError(
+            f"{self._job.path} asks for transaction({wanted}), and its store, a {type(self._backend).__name__}, "
+            f"gives {given}; write transaction({given}), or run it on a store that gives the other"
+        )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Leaving the block commits nothing; an error undoes what was written in it."""
@@ -217,6 +235,17 @@ class Transaction:
             "do slow work before it is opened",
             path,
         )
+
+
+def _class_of(kind: object, path: str) -> type:
+    """Return the class that is meant, also by ``psycopg.Connection[...]``."""
+    found = get_origin(kind) or kind
+    if isinstance(found, type):
+        return found
+    raise UsageError(
+        f"{path}: transaction() takes the class of a connection, psycopg.Connection or apsw.Connection, "
+        f"not a {type(found).__name__}"
+    )
 
 
 def _rest(live: Live, loaded: Loaded, state: Frontier, now: int) -> Rest | None:

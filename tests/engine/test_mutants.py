@@ -195,7 +195,7 @@ def _loop_limit(patch: Patch, off: int) -> None:
         elif tag == "done" or (tag == "again" and row.on_max == "last"):
             turn._scope_done(loop, turns[:-1], value)
         else:
-            turn.refuse(loop, turns[:-1], "loop_limit" if tag else "loop_value")
+            turn.refuse(loop, turns[:-1], "loop_limit" if tag == "again" else "loop_value")
 
     patch.setattr(turn_room.Turn, "_after_turn", wrong)
 

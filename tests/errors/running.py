@@ -260,7 +260,7 @@ def a_loop_without_end(desk: Desk) -> None:
     desk.runner().run(buy, SECRET, instance_id="order-7")
 
 
-@case(WorkflowFailed, "the body of loop refine", "'order-7'|step refine", "return Again(value)|Done(value)")
+@case(WorkflowFailed, "loop refine returned str", "'order-7'|step refine", "return Again(value)|Done(value)")
 def a_loop_body_that_says_neither(desk: Desk) -> None:
     @task
     def refine(text: str) -> Any:

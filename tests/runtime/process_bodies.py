@@ -176,6 +176,11 @@ def countdown(left: int) -> Again[int] | Done[str]:
 
 
 @task(run_in="process")
+def neither(left: int) -> Any:
+    return [left]
+
+
+@task(run_in="process")
 def shadowed(_: object) -> None: ...
 
 

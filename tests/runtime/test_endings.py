@@ -10,6 +10,7 @@ import pytest
 from stepwell import (
     Again,
     Done,
+    Flow,
     InstanceHeld,
     LoopLimit,
     LoopValue,
@@ -108,6 +109,11 @@ def says_neither(x: int) -> Any:
 
 
 @task
+def says_text(x: int) -> Any:
+    return str(x)
+
+
+@task
 def wraps(x: Any) -> list[Any]:
     return [x]
 
@@ -166,13 +172,35 @@ def test_a_loop_out_of_turns_may_keep_its_last_value(any_runner: Any) -> None:
 
 
 def test_a_body_that_says_neither_fails_the_loop(any_runner: Any) -> None:
-    """LoopValue says what was expected."""
+    """LoopValue says what was expected and which type came, never which value."""
 
     @workflow
     def wrong(x: int) -> Any:
         return loop(says_neither, x, max_iterations=3)
 
-    assert isinstance(failure(any_runner(), wrong, 1).__cause__, LoopValue)
+    cause = failure(any_runner(), wrong, 4711).__cause__
+    assert isinstance(cause, LoopValue)
+    assert str(cause) == (
+        "the body of loop says_neither returned int, neither Again nor Done; "
+        "return Again(value) for another turn, Done(value) for the end"
+    )
+
+
+def test_what_a_loop_goes_on_by_may_be_a_scope_s_value(any_runner: Any) -> None:
+    """The type is that of the task whose value it is; other tasks' results are no concern of the loop."""
+
+    @task
+    def begin(x: int) -> int:
+        return x
+
+    @task
+    def parity(x: int) -> str:
+        return "odd" if x % 2 else "even"
+
+    inner = Flow().then(begin).route(parity, {"odd": says_neither, "even": says_text})
+    looping = Flow("looping").loop(inner, name="round", max_iterations=3).build()
+    assert "returned int, neither" in str(failure(any_runner(), looping, 3).__cause__)
+    assert "returned str, neither" in str(failure(any_runner(), looping, 4).__cause__)
 
 
 def test_a_selection_that_finds_nothing_fails_the_step(any_runner: Any) -> None:

@@ -148,6 +148,14 @@ def test_a_loop_turns_on_what_a_process_returns(bodies: Any, isolate: bool) -> N
         assert runner.run(flow, 2) == "lift-off from loop[3]/countdown"
 
 
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_loop_is_told_the_type_that_a_process_returned_instead(bodies: Any, isolate: bool) -> None:
+    """Its name comes over the pipe, and the value is of no concern."""
+    flow = Flow("flow").loop(bodies.neither, max_iterations=5, name="loop").build()
+    with InProcessRunner(isolate=isolate) as runner, pytest.raises(WorkflowFailed, match="returned list, neither"):
+        runner.run(flow, 2)
+
+
 def test_a_plain_function_may_carry_the_name_of_its_task(one: Processes, bodies: Any) -> None:
     """The module's attribute may be the function itself."""
     job = job_of(bodies.plain_in_process, 1)

@@ -120,7 +120,7 @@ class SqliteBackend(OfferStore):
             return found["backend_id"], found["codec_id"]
 
     def connect(self) -> apsw.Connection:
-        """Return a new ``apsw.Connection`` to the same file with the same settings; closing it is the caller's business."""
+        """Return a new ``apsw.Connection`` to the same file, with the same settings, which the caller closes."""
         return self._database.connect()
 
     def within(self, connection: object) -> Joined:

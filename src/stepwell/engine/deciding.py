@@ -103,12 +103,12 @@ def _may_have(plan: Plan, node: int, tag: str) -> bool:
         case "route":
             return case_of(plan, node, tag) != NONE
         case "task":
-            return tag in ("again", "done") or (not tag and not _decides_loop(plan, node))
+            return tag in ("again", "done") or (not tag and not decides_loop(plan, node))
         case _:
             return not tag
 
 
-def _decides_loop(plan: Plan, node: int) -> bool:
+def decides_loop(plan: Plan, node: int) -> bool:
     """Say whether a node's value is what a turn yields, itself or through the scopes whose value it is."""
     value = above = node
     while above > 0:

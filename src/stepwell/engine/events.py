@@ -20,7 +20,10 @@ class Start(msgspec.Struct, frozen=True, gc=False):
 
 
 class Succeeded(msgspec.Struct, frozen=True, gc=False):
-    """A body returned; its value is the output. ``tag`` is a route's chosen case, or ``again``/``done``."""
+    """A body returned; its value is the output. ``tag`` is a route's chosen case, or ``again``/``done``.
+
+    Where a loop goes on by the value and it is neither, it is the name of its type.
+    """
 
     node: int
     turns: Turns

@@ -29,7 +29,7 @@ class RunStarted(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_
 
 
 class StepDone(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=2):
-    """A body's outcome; the entry's value is its output."""
+    """A body's outcome; the entry's value is its output. ``tag`` is as in :class:`.events.Succeeded`."""
 
     node: int
     turns: Turns = ()
@@ -230,7 +230,10 @@ class ScopeDone(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_u
 
 
 class StepRefused(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True, tag=36):
-    """A node failed by the engine's own decision: ``signal_timeout``, ``loop_limit`` or ``loop_value``."""
+    """A node failed by the engine's own decision: ``signal_timeout``, ``loop_limit`` or ``loop_value``.
+
+    The last is followed by a space and the name of the type that came instead, where that is known.
+    """
 
     node: int
     turns: Turns

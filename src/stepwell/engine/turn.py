@@ -192,7 +192,7 @@ class Turn:
         elif tag == "done" or (tag == "again" and row.on_max == "last"):
             self._scope_done(loop, turns[:-1], value)
         else:
-            self.refuse(loop, turns[:-1], "loop_limit" if tag else "loop_value")
+            self.refuse(loop, turns[:-1], "loop_limit" if tag == "again" else f"loop_value {tag}".rstrip())
 
     # --- failing ---
 

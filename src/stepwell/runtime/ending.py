@@ -230,7 +230,8 @@ def refusal(plan: Plan, node: int, reason: str, path: str) -> StepError:
             what = f"loop {path} still said Again in its last turn (max_iterations={row.max_iterations})"
             return LoopLimit(f"{what}; raise that, or take the last value with on_max='last'", path)
         case _:
-            what = f"the body of loop {path} returned neither Again nor Done"
+            kind = reason.partition(" ")[2]
+            what = f"the body of loop {path} returned {f'{kind}, ' if kind else ''}neither Again nor Done"
             return LoopValue(f"{what}; return Again(value) for another turn, Done(value) for the end", path)
 
 

@@ -21,6 +21,7 @@ import msgspec
 
 from stepwell.codec import Codec
 from stepwell.codec.tags import type_of
+from stepwell.engine.deciding import decides_loop
 from stepwell.errors import (
     CodecError,
     EncodeError,
@@ -38,7 +39,7 @@ from stepwell.types import Again, Done
 
 from .context import CURRENT, Cell
 from .failure import error_record
-from .promise import promise
+from .promise import name_of, promise
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -81,14 +82,15 @@ class Body:
         call: takes the stored values of ``refs`` and runs the body; for async tasks it returns an awaitable.
         top_keys: where its values are found if none of them was made inside a loop; ``top_key`` if it is one.
         encode: how its result is stored; ``None`` where values are passed as they are.
+        loops: whether a loop goes on by its result, which has to be Again or Done.
         promised: raises if a result is not what the task declares to return; it could not be read by its consumers.
         plain: a sync task that the caller's own thread may run; ``inline``: one that the scheduler may.
         remote: how a process runs it; set where ``run_in`` is ``"process"``, and then ``call`` is not used.
     """
 
     __slots__ = (
-        "at_most_once", "call", "cases", "encode", "inline", "is_async", "kind", "name", "node", "plain", "promised",
-        "refs", "remote", "retry", "run_in", "task", "timeout_us", "top_key", "top_keys",
+        "at_most_once", "call", "cases", "encode", "inline", "is_async", "kind", "loops", "name", "node", "plain",
+        "promised", "refs", "remote", "retry", "run_in", "task", "timeout_us", "top_key", "top_keys",
     )  # fmt: skip
 
     def __init__(self, node: int, kind: str, name: str, refs: tuple[int, ...], call: Callable[[Raws], Any]) -> None:
@@ -103,7 +105,7 @@ class Body:
         self.remote: Remote | None = None
         self.timeout_us = 0
         self.run_in = "inline"
-        self.is_async = self.at_most_once = self.plain = False
+        self.is_async = self.at_most_once = self.plain = self.loops = False
         self.inline = True
 
 
@@ -265,6 +267,8 @@ def keep(job: Job, value: Any) -> Outcome:
         return _chosen(job, value)
     if kind is Again or kind is Done:
         value, tag = value.value, "again" if kind is Again else "done"
+    elif body.loops:
+        tag = name_of(kind)
     if body.encode is None:
         return Outcome(job, value, tag)
     try:
@@ -391,6 +395,7 @@ class _Composer:
         body.timeout_us, body.run_in = task.options.timeout_us, task.options.run_in
         body.promised = promise(self.codec, task.returns) if self.stored else None
         body.at_most_once = task.options.delivery == "at_most_once"
+        body.loops = decides_loop(self.plan, node)
         if body.run_in == "process":
             from .processes import remote_of
 

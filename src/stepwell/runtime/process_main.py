@@ -36,6 +36,7 @@ from stepwell.types import Again, Done, Limits
 from .context import CURRENT, Cell
 from .failure import error_record
 from .invoke import steered, unstorable
+from .promise import name_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -53,7 +54,7 @@ class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
     """Parent to child: run a task.
 
     ``target`` and ``factories`` (by parameter) are ``module:qualname`` of the parent's own objects; ``trace`` is what
-    the body's own spans belong to, and ``tracing`` how the parent was told to trace.
+    the body's own spans belong to, and ``tracing`` how the parent was told to trace. ``loops``: as in :class:`.Body`.
     """
 
     target: str
@@ -77,6 +78,7 @@ class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
     error_bytes: int
     trace: str = ""
     tracing: Options | None = None
+    loops: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
@@ -321,7 +323,8 @@ class Server:
         value: object = task.fn(*args, **kwargs, **injected)
         tag = _TAGS.get(type(value), "")
         try:
-            return Returned(codec.encode(cast(Any, value).value if tag else value), tag)
+            output = codec.encode(cast(Any, value).value if tag else value)
+            return Returned(output, tag or (name_of(type(value)) if call.loops else ""))
         except CodecError as error:
             raise unstorable(error, f"the result of {call.name!r}", call.path) from error
 

@@ -153,6 +153,7 @@ def _call_of(job: Job) -> Call:
         job.deadline_us, live.room.limits.error_bytes,
         job.watch.traceparent() if job.watch is not None else "",
         options_here(),
+        job.body.loops,
     )  # fmt: skip
 
 
@@ -173,7 +174,7 @@ def _passed(job: Job, value: bytes, tag: str) -> Outcome:
     """Make the object that a run in memory hands on."""
     declared = job.body.task.returns
     if may_say_again(declared):
-        declared = turn_types(declared)[tag == "done"] if tag else Any
+        declared = turn_types(declared)[tag == "done"] if tag in ("again", "done") else Any
     try:
         return Outcome(job, job.live.prepared.codec.decode(value, declared), tag)
     except DecodeError as error:

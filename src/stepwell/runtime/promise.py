@@ -20,6 +20,11 @@ Check = Callable[[str, Any, bytes], object]
 _PLAIN: Final = frozenset({int, str, float, bool, bytes, dict, list, tuple, set, frozenset, NoneType})
 
 
+def name_of(kind: type) -> str:
+    """Return a class's name, short enough to be stored with a fact."""
+    return kind.__name__[:80]
+
+
 def promise(codec: Codec, returns: object) -> Check | None:
     """Return what raises ``DecodeError`` if a result (its tag, value and stored bytes) breaks the annotation."""
     if may_say_again(returns):

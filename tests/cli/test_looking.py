@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
+
 import pytest
 
 EVERY = ["waiting-1", "gate-1", "done-1", "failed-1", "backoff-1", "paused-1", "cancelled-1", "held-1", "pending-1"]
@@ -301,3 +304,29 @@ def test_graph_writes_a_file(stepwell, tmp_path):
     """With --output nothing is printed."""
     assert stepwell("graph", stepwell.shop("gate"), "--format", "svg", "--output", "gate.svg").out == ""
     assert (tmp_path / "gate.svg").read_text("utf-8").endswith("</svg>\n")
+
+
+def test_a_step_that_waits_for_a_tag_says_for_which(empty):
+    """Not that it is in the hands of the worker that cannot run it; the command starts one that can."""
+    from stepwell import Flow, PooledWorker, SqliteBackend, WorkflowClient, task
+
+    @task(tags=["eu", "gpu"])
+    def render(x: int) -> int:
+        return x
+
+    flow = Flow("render").then(render).build()
+    with closing(SqliteBackend(empty.database)) as backend, closing(WorkflowClient(backend)) as client:
+        client.start(flow, 1, instance_id="r-1")
+        worker = PooledWorker(backend, [flow], name="plain", poll="20ms").start()
+        try:
+            tick = threading.Event()
+            while not backend.header("r-1").offered:
+                tick.wait(0.002)
+            said = empty("explain", "r-1")
+            data = empty("explain", "r-1", "--json").json["reasons"]
+        finally:
+            worker.shutdown()
+            worker.join("30s")
+    assert "It is offered to workers with tags eu, gpu; none has taken it yet." in said.out
+    assert "stepwell worker MODULE:WORKFLOW --tag eu --tag gpu" in said.out
+    assert (data[0]["kind"], data[0]["tags"], data[0]["worker"]) == ("offered", ["eu", "gpu"], "plain")

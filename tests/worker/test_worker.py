@@ -28,6 +28,7 @@ from stepwell import (
 )
 from stepwell.backend.base import Want
 from stepwell.backend.liveness import this_process
+from stepwell.reasons import Offered, Running
 
 from .conftest import Start
 
@@ -141,10 +142,37 @@ def test_a_step_runs_only_where_its_tags_are(backend: Any, client: WorkflowClien
     start(flow, name="half", tags=["eu"])
     instance = client.start(flow, 1).instance_id
     until(lambda: backend.header(instance).offered)
+    (told,) = client.explain(instance).reasons
+    assert isinstance(told, Offered)
+    assert (told.path, told.attempt, told.tags, told.worker in ("none", "half")) == ("render", 1, ("eu", "gpu"), True)
+    assert told.text == "render: attempt 1 is offered to workers with tags eu, gpu; none has taken it yet"
     assert not where
     start(flow, name="full", tags=["eu", "gpu", "more"])
     assert client.result(instance, timeout=LIMIT_S) == 3
     assert where
+
+
+def test_who_runs_a_step_away_from_home_is_told(backend: Any, client: WorkflowClient, start: Start) -> None:
+    """Not who holds its instance."""
+    begun, over = threading.Event(), threading.Event()
+
+    @task(tags=["gpu"])
+    def render(x: int) -> int:
+        begun.set()
+        over.wait(LIMIT_S)
+        return x
+
+    flow = Flow("render").then(render).build()
+    start(flow, name="holder")
+    instance = client.start(flow, 1).instance_id
+    until(lambda: backend.header(instance).held_by == "holder")
+    start(flow, name="guest", tags=["gpu"])
+    begun.wait(LIMIT_S)
+    (told,) = client.explain(instance).reasons
+    over.set()
+    assert isinstance(told, Running)
+    assert (told.path, told.worker) == ("render", "guest")
+    assert client.result(instance, timeout=LIMIT_S) == 1
 
 
 def test_an_at_most_once_step_keeps_its_promise_away_from_home(client: WorkflowClient, start: Start) -> None:

@@ -258,8 +258,11 @@ class Backend(Protocol):
         """
         ...
 
-    def offered(self, instance: int) -> Sequence[bytes]:
-        """Return which steps of an instance are offered, claimed or not, in no order."""
+    def offered(self, instance: int) -> Mapping[bytes, str]:
+        """Return which steps of an instance are offered, each with the name of the session that has claimed it.
+
+        ``""``: nobody has.
+        """
         ...
 
     def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:

@@ -341,10 +341,11 @@ class InMemoryBackend(MemoryStore):
                 if number in held.runs:
                     self._writes += sum(self._offers.make(self._runs[number], each) for each in offers[number])
 
-    def offered(self, instance: int) -> Sequence[bytes]:
+    def offered(self, instance: int) -> Mapping[bytes, str]:
         with self._open():
             run = self._runs.get(instance)
-            return list(run.offers) if run is not None else []
+            rows = run.offers.items() if run is not None else ()
+            return {step: self._sessions[row.session].holder.name if row.session else "" for step, row in rows}
 
     def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
         with self._open():

@@ -208,8 +208,9 @@ class ClaimStore(Store):
         if new:
             self._wrote()
 
-    def offered(self, instance: int) -> Sequence[bytes]:
-        return [step for (step,) in self._read.once(lambda db: db.rows(claims.OFFERED, instance))]
+    def offered(self, instance: int) -> Mapping[bytes, str]:
+        rows = self._read.once(lambda db: db.rows(claims.OFFERED, instance))
+        return {step: from_utf8(name) for step, name in rows}
 
     def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
         nonce = secrets.randbits(62) + 1

@@ -138,7 +138,10 @@ WITH {_ME}, new AS (
 )
 SELECT (SELECT count(*) FROM me), (SELECT count(*) FROM new)
 """  # noqa: S608  # a constant
-OFFERED: Final = "SELECT step FROM @offer WHERE instance = $1 ORDER BY id"
+OFFERED: Final = """
+SELECT o.step, coalesce(s.name, ''::bytea) FROM @offer o LEFT JOIN @session s ON s.id = o.session
+WHERE o.instance = $1 ORDER BY o.id
+"""
 _WALK_OFFERS: Final = """
 SELECT o.id, o.rank_us FROM @offer o WHERE o.definition = d.definition AND o.session IS NULL AND o.tags <@ $7::text[]
 ORDER BY o.rank_us, o.id"""

@@ -9,7 +9,9 @@ INSERT INTO offer (instance, definition, rank_us, lives, tags, step, work)
 SELECT instance, definition, ?3, ?4, ?5, ?6, ?7 FROM agenda
 WHERE instance = ?1 AND session = ?2 AND NOT EXISTS (SELECT 1 FROM offer WHERE instance = ?1 AND step = ?6)
 """
-OFFERED: Final = "SELECT step FROM offer WHERE instance = ?"
+OFFERED: Final = """
+SELECT o.step, ifnull(s.name, '') FROM offer o LEFT JOIN session s ON s.id = o.session WHERE o.instance = ?
+"""
 HOLDS: Final = "SELECT 1 FROM agenda WHERE instance = ? AND session = ?"
 
 # Offers are found by what they ask for: each set of tags that is in use costs one seek, and those of which this session

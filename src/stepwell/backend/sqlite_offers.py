@@ -31,9 +31,9 @@ class OfferStore(Store):
             self._live_name(db, session)
             db.executemany(offer_sql.OFFER, rows)
 
-    def offered(self, instance: int) -> Sequence[bytes]:
+    def offered(self, instance: int) -> Mapping[bytes, str]:
         with self._read as db:
-            return [step for (step,) in db.execute(offer_sql.OFFERED, (instance,))]
+            return dict(db.execute(offer_sql.OFFERED, (instance,)).fetchall())
 
     def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:
         with self._read as db:  # an idle poll takes no write lock

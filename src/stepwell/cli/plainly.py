@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stepwell import reasons as r
+from stepwell.runtime.explaining import in_offer
 from stepwell.runtime.stored import load, stored_plan
 from stepwell.timing import duration_us
 
@@ -47,6 +48,11 @@ class Sayer:
                 again = f" (attempt {attempt})" if attempt > 1 else ""
                 began = f" since {self._times.at(since)}, for {self._times.age(since)}" if since else ""
                 return Saying(path, "running", f"{worker} works on it{again}{began}.")
+            case r.Offered(path, attempt, tags):
+                again = f"Attempt {attempt} is" if attempt > 1 else "It is"
+                flags = [word for tag in tags for word in ("--tag", tag)]
+                worker = self._at.command("worker", "MODULE:WORKFLOW", *flags)
+                return Saying(path, "ready", f"{again} {in_offer(tags)}.", (worker,))
             case r.Ready(path, attempt):
                 begins = "as soon as the instance goes on" if self._stopped else "as soon as a worker takes it up"
                 again = f"Attempt {attempt} starts" if attempt > 1 else "It starts"

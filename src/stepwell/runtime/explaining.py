@@ -6,21 +6,25 @@ what was true when it was read; of steps that a process works on, only that they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+import msgspec
+
 from stepwell.backend.base import Loaded
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Frontier, Request, Step
-from stepwell.flow.plan import Key, Plan
+from stepwell.flow.plan import Key, Plan, Turns
 from stepwell.timing import moment
 from stepwell.types import State
 
 from .ending import deaths, died_text, hold_mend, hold_text
 from .inspection import in_words, journal, last_errors
 from .live import frontier_of
+from .offered import ref_of
 from .requests import in_words as message_in_words
 from .stored import load, stored_plan
 
@@ -46,6 +50,26 @@ class Running:
     def text(self) -> str:
         since = f" since {in_words(self.since)}" if self.since else ""
         return f"{self.path}: attempt {self.attempt} is in the hands of {self.worker}{since}{_after(self.crashes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The step is offered to other workers than the one that holds its instance, and none has taken it yet.
+
+    ``tags`` are what a worker must have to run it; without any, its holder ``worker`` has its hands full. ``crashes``
+    processes in a row have died in it before.
+    """
+
+    kind: ClassVar[str] = "offered"
+    path: str
+    attempt: int
+    tags: tuple[str, ...]
+    worker: str
+    crashes: int = 0
+
+    @property
+    def text(self) -> str:
+        return f"{self.path}: attempt {self.attempt} is {in_offer(self.tags)}{_after(self.crashes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +282,7 @@ class Queued:
 
 
 Reason: TypeAlias = (
-    Running | Ready | CutOff | Crashed | DueAt | AwaitsSignal | Backoff | Closing | Failed
+    Running | Offered | Ready | CutOff | Crashed | DueAt | AwaitsSignal | Backoff | Closing | Failed
     | Cancelling | Cancelled | Paused | Held | NoWorker | Queued
 )  # fmt: skip
 
@@ -298,6 +322,12 @@ def _after(crashes: int) -> str:
     return f"; {died_text(crashes)} before" if crashes else ""
 
 
+def in_offer(tags: Sequence[str]) -> str:
+    """Say to whom a step is offered that nobody has taken."""
+    named = f"workers with tag{'s' if len(tags) > 1 else ''} {', '.join(tags)}"
+    return f"offered to {named if tags else 'other workers'}; none has taken it yet"
+
+
 def _because(reason: str, by: str) -> str:
     return f"{f' by {by}' if by else ''}{f': {reason}' if reason else ''}"
 
@@ -321,6 +351,7 @@ class _Reader:
         self.room, self.loaded, self.plan, self.state, self.now = room, loaded, plan, state, now
         self.worker = loaded.header.held_by
         self.since = _openings(loaded)
+        self.out = _offered(room, loaded)
         self.errors: Mapping[str, str] = {}
         if any(step.phase == "failed" or self._backs_off(step) for step in state.steps.values()) or state.failure:
             self.errors = last_errors(journal(room, loaded.header), room.codec)
@@ -368,14 +399,13 @@ class _Reader:
             case "failed":
                 yield Failed(path, self.errors.get(path, "its error is not recorded"))
             case "closing":
-                yield Closing(path, self.worker)
+                yield Closing(path, self.out.get((*key, step.attempt)) or self.worker)
             case "parked":
                 yield self._parked(key, step, path)
             case "ready" if step.due_us > self.now:
                 yield Backoff(path, moment(step.due_us), step.attempt, self.errors.get(path, "an error"))
             case "ready" | "began" | "tried" if self.worker and not self._gated(step):
-                at_us = self.since.get(key)
-                yield Running(path, self.worker, step.attempt, moment(at_us) if at_us else None, step.crashes)
+                yield self._in_hands(key, step, path)
             case "began":
                 yield CutOff(path, step.attempt)
             case "tried" if self.loaded.header.suspect:
@@ -384,6 +414,13 @@ class _Reader:
                 yield Ready(path, step.attempt, step.crashes)
             case _:
                 return  # closed: it stopped with its scope, which says why
+
+    def _in_hands(self, key: Key, step: Step, path: str) -> Reason:
+        guest = self.out.get((*key, step.attempt), self.worker)
+        if not guest:
+            return Offered(path, step.attempt, tuple(self.plan.nodes[key[0]].tags), self.worker, step.crashes)
+        at_us = self.since.get(key)
+        return Running(path, guest, step.attempt, moment(at_us) if at_us else None, step.crashes)
 
     def _gated(self, step: Step) -> bool:
         """Whether a pause or hold keeps a step; one that has begun goes on."""
@@ -399,6 +436,20 @@ class _Reader:
 
     def _backs_off(self, step: Step) -> bool:
         return step.phase == "ready" and step.due_us > self.now
+
+
+def _offered(room: Room, loaded: Loaded) -> dict[tuple[int, Turns, int], str]:
+    """Return which attempts are out, each with who has taken it, ``""`` if nobody has."""
+    if not loaded.header.offered:
+        return {}
+    assert room.backend is not None
+    found: dict[tuple[int, Turns, int], str] = {}
+    for step, name in room.backend.offered(loaded.header.instance).items():
+        with suppress(msgspec.MsgspecError):  # a damaged one is told by the check of the store
+            meant = ref_of(step)
+            if meant.graph in ("", loaded.header.fingerprint):
+                found[meant.node, meant.turns, meant.attempt] = name
+    return found
 
 
 def _openings(loaded: Loaded) -> dict[Key, int]:

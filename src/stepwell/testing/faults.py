@@ -169,7 +169,7 @@ class FaultyBackend:
     def offer(self, session: Session, offers: Mapping[int, Sequence[Offer]]) -> None:
         return self._call("offer", lambda: self.inner.offer(session, offers))
 
-    def offered(self, instance: int) -> Sequence[bytes]:
+    def offered(self, instance: int) -> Mapping[bytes, str]:
         return self._call("offered", lambda: self.inner.offered(instance))
 
     def claim_offers(self, session: Session, want: Want) -> Sequence[Offered]:

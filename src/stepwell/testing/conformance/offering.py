@@ -78,12 +78,14 @@ class Offering(Examiner):
         assert [(each.step, each.work) for each in claim_offers(backend, ann)] == [(o.step, o.work) for o in made]
 
     def test_offered_tells_which_steps(self, backend: Backend) -> None:
-        """Those of this instance, claimed or not; an unknown one has none."""
-        ann = session_of(backend)
+        """Those of this instance, claimed or not, and by whom; an unknown one has none."""
+        ann, bob = session_of(backend), session_of(backend, "bob")
         header, other = offered(backend, ann, b"x", b"y"), start(backend, ann, "other")
         offers(backend, ann, other, b"z")
-        claim_offers(backend, session_of(backend, "bob"), limit=1)
-        assert sorted(backend.offered(header.instance)) == [b"x", b"y"]
+        (claimed,) = claim_offers(backend, bob, limit=1)
+        assert backend.offered(header.instance) == {b"x": "bob", b"y": ""}
+        backend.hand_back(bob, [claimed.id])
+        assert backend.offered(header.instance) == {b"x": "", b"y": ""}
         assert (list(backend.offered(other.instance)), list(backend.offered(10_000))) == ([b"z"], [])
 
     def test_a_header_counts_its_offers(self, backend: Backend) -> None:

@@ -239,3 +239,19 @@ def test_the_class_that_it_gives_may_be_named(runner: CheckpointingRunner, serve
     with pytest.raises(WorkflowFailed, match=r"a PostgresBackend, gives psycopg\.Connection; write"):
         runner.run(Flow("bank").then(other).build(), 5)
     assert booked(server) == [("in", 4)]
+
+
+def test_a_role_that_only_reads_by_default_has_none(server: Server) -> None:
+    """Its settings hold on the connection of a task, and not on stepwell's own."""
+    server.execute("CREATE ROLE reader LOGIN SUPERUSER")
+    server.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+    try:
+        backend = PostgresBackend(server.dsn(user="reader"), schema=server.new_schema())
+        with backend, CheckpointingRunner(backend) as made:
+            assert made.run(Flow("bank").then(plain).build(), 1) == 1
+            with pytest.raises(WorkflowFailed, match="read-only transaction"):
+                made.run(Flow("bank").then(deposit).build(), 4)
+    finally:
+        server.execute("DROP OWNED BY reader CASCADE")
+        server.execute("DROP ROLE reader")
+    assert booked(server) == []

@@ -181,11 +181,8 @@ class Examined:
         # Where it holds for whoever mends it too, that could not be written either.
         mend = f"SET default_transaction_read_only = off; {self._mend('default_transaction_read_only', 'off')}"
         of = f"transactions of {_of(setting, self.me)} only read (default_transaction_read_only)"
-        if self.pooled:
-            yield Finding("problem", "writes", f"{of}, and behind a pooler stepwell cannot say otherwise", mend)
-        else:
-            text = f"{of}; stepwell's own connections say otherwise, and a task's transaction() fails"
-            yield Finding("problem", "writes", text, mend)
+        text = f"{of}; stepwell's own say otherwise, and a task's transaction() fails"
+        yield Finding("problem", "writes", text, mend)
 
     def _mend(self, name: str, value: str) -> str:
         """Return the statement that takes a setting away where it comes from."""

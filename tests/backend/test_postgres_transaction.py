@@ -9,6 +9,7 @@ from typing import Any
 import apsw
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from stepwell import (
     CheckpointingRunner,
@@ -199,6 +200,45 @@ def test_open_for_half_a_lease_it_is_undone(server: Server) -> None:
             runner.run(Flow("bank").then(dawdles).build(), 4)
         assert isinstance(failed.value.__cause__, TransactionTimeout)
     assert booked(server) == []
+
+
+@pytest.mark.parametrize("where", ["in a statement", "between two"])
+def test_what_ends_it_from_outside_touches_nobody_else(server: Server, where: str) -> None:
+    """Whoever is inside a call comes out of it, though new connections take what the old one has let go."""
+    inside, ended, came_out = threading.Event(), threading.Event(), list[psycopg.Error]()
+
+    def body(made: PostgresOpened) -> None:
+        inside.set()
+        if where == "between two":
+            ended.wait()
+        try:
+            made.connection.execute("SELECT pg_sleep(60)")
+        except psycopg.Error as error:
+            came_out.append(error)
+        made.close()
+
+    with PostgresBackend(server.dsn(), schema=server.new_schema()) as backend:
+        made = PostgresOpened(backend.connect())  # type: ignore[arg-type]
+        made.begin()
+        at_work = threading.Thread(target=body, args=(made,), daemon=True)
+        at_work.start()
+        inside.wait()
+        if where == "in a statement":
+            until(lambda: made.connection.pgconn.transaction_status == TransactionStatus.ACTIVE, "it is in a statement")
+        made.interrupt()
+        ended.set()
+        others = [backend.connect() for _ in range(3)]
+        until(lambda: came_out, "the body has come out")
+        assert [other.execute("SELECT 1").fetchone() for other in others] == [(1,)] * 3
+        until(lambda: not running(server, "pg_sleep"), "the server has given up")
+        at_work.join()
+        for other in others:
+            other.close()
+
+
+def running(server: Server, text: str) -> list[tuple[int]]:
+    query = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE %s AND state <> 'idle'"
+    return server.execute(query, (f"%{text}%",))
 
 
 def test_a_commit_whose_answer_is_lost_is_asked_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

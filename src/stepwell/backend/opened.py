@@ -42,8 +42,12 @@ class Opened(Protocol):
         """The runner has taken the connection from the task, to end it."""
         ...
 
+    def interrupt(self) -> None:
+        """Undo what is not committed, from another thread than the task's: a call that is under way fails."""
+        ...
+
     def close(self) -> None:
-        """Close the connection, and with it what is not committed, even if another thread is inside a call on it."""
+        """Close the connection, in the task's thread, and with it what is not committed."""
         ...
 
 

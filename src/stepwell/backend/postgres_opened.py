@@ -2,10 +2,16 @@
 
 The transaction's number is known from the beginning. It tells whether the task has ended the transaction and begun
 another, and, if the answer to the commit is lost, what became of it.
+
+libpq frees what it knows of a connection when that is closed, and whoever is inside a call on it would go on with freed
+memory, and with a descriptor that may be another connection's by now. So from outside a connection is never closed: its
+socket is shut down, through a descriptor of our own, and whoever is inside comes out with an error and closes it.
 """
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,6 +25,7 @@ from .postgres_joined import UserConnection
 from .postgres_lines import Line
 
 AFTER_AN_ERROR = "went on after an error in its transaction, of which nothing can be kept; let the error out"
+CANCEL_S = 1.0
 NUMBER = b"SELECT pg_catalog.pg_current_xact_id()::text"
 
 
@@ -31,6 +38,10 @@ class PostgresOpened:
     def __init__(self, connection: UserConnection) -> None:
         self.connection = connection
         self._number = ""
+        self._ending = threading.Lock()
+        self._socket: socket.socket | None = socket.fromfd(
+            connection.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM
+        )
 
     def begin(self) -> None:
         self._number = self._transaction()
@@ -71,10 +82,25 @@ class PostgresOpened:
     def let_go(self) -> None:
         """Nothing was kept from anybody."""
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
+        self._cancel()
+        with self._ending, suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _cancel(self) -> None:
+        """Let a statement that waits for rows or computes give up at once; the server sees a closed socket later."""
         if not self.connection.closed and self.connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
             with suppress(psycopg.Error):
-                self.connection.cancel_safe(timeout=1.0)
+                self.connection.cancel_safe(timeout=CANCEL_S)
+
+    def close(self) -> None:
+        if self.connection.lock.locked():  # by a thread of the task's own
+            self.interrupt()
         self.connection.refuse = None
-        with suppress(psycopg.Error):
+        with self.connection.lock, suppress(psycopg.Error):
             self.connection.close()
+        with self._ending:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = None

@@ -49,6 +49,9 @@ class SqliteOpened:
         if self._thread:
             self._backend.keep_apart(self._thread, apart=False)
 
+    def interrupt(self) -> None:
+        self.close()  # whatever the task's thread does: nobody else can write before
+
     def close(self) -> None:
         while True:
             try:

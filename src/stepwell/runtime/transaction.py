@@ -34,12 +34,14 @@ IMAGE_AFTER: Final = 64  # entries; with more to read, the next such step would 
 class Transaction:
     """One attempt's transaction. It is opened by ``with``, and ended by the runner when the task has returned.
 
-    Whoever takes the connection out of it (the runner, an error, the watch) ends it, and nobody else does.
+    Whoever takes the connection out of it (the runner, an error, the watch) ends it, and nobody else does. What the
+    watch has ended is closed by the thread that ran the task, which may still be inside a call on it.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._opened: Opened | None = None
+        self._interrupted: Opened | None = None
         self._watch: threading.Timer | None = None
         self._lock = threading.Lock()
         self._used = self._late = False
@@ -208,13 +210,16 @@ class Transaction:
 
     def roll_back(self) -> None:
         """Undo what is not committed, and let the connection go."""
-        if (transaction := self._taken()) is not None:
-            transaction.close()
+        for transaction in (self._taken(), self._interrupted):
+            if transaction is not None:
+                transaction.close()
+        self._interrupted = None
 
     def _taken(self, late: bool = False) -> Opened | None:
         """Return the transaction to whoever asks first, who ends it."""
         with self._lock:
             transaction, self._opened = self._opened, None
+            self._interrupted = transaction if late else self._interrupted
             self._late = self._late or (late and transaction is not None)
         if transaction is not None:
             transaction.let_go()
@@ -225,7 +230,7 @@ class Transaction:
     def _expire(self) -> None:
         """The limit has passed: end it from outside. What runs is interrupted, what follows finds it closed."""
         if (transaction := self._taken(late=True)) is not None:
-            transaction.close()
+            transaction.interrupt()
 
     def _timeout(self) -> TransactionTimeout:
         path = self._job.path

@@ -30,6 +30,7 @@ from stepwell.testing.invariants import check_ledger, check_store
 from ..postgres import Server, until  # noqa: TID252 - the tests are not installed
 from ..proxy import Proxy  # noqa: TID252 - the tests are not installed
 from . import worker as worker_script
+from .autopsy import told
 from .bank import ACCOUNTS, CENTS_EACH, TRANSFERS, Line, lines_of, output_of, payday
 from .places import Place
 
@@ -162,12 +163,7 @@ class Chaos:
         try:
             until(kept, what)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.logs()}") from None
-
-    def logs(self) -> str:
-        """Return the last that each worker had to say."""
-        files = sorted(self.folder.glob("worker.*"), key=lambda path: path.stat().st_mtime)[-12:]
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-2500:]}" for path in files)
+            raise AssertionError(f"{error}\n{told(self)}") from None
 
     # --- what is known of them --------------------------------------------------------------------------------
 
@@ -191,7 +187,10 @@ class Chaos:
 
     def left(self) -> list[str]:
         """Return which instances have not ended."""
-        return self.surely(lambda: [i for i in self.wanted if not self.client.status(i).finished])
+        return self.surely(self.left_now)
+
+    def left_now(self) -> list[str]:
+        return [i for i in self.wanted if not self.client.status(i).finished]
 
     # --- a client that does not take an outage for an answer --------------------------------------------------
 
@@ -344,7 +343,7 @@ class Chaos:
         counts.update({"re-runs": self.reruns(lines), **found})
         counts.update({"wrong outputs": len(wrong), "broken promises": len(broken)})
         self._take_times(lines)
-        assert (found, wrong, broken) == (dict.fromkeys(found, 0), {}, []), f"{broken}\n{self.logs()}"
+        assert (found, wrong, broken) == (dict.fromkeys(found, 0), {}, []), f"{broken}\n{told(self)}"
 
     def reruns(self, lines: list[Line]) -> int:
         """Count the starts of attempts that had started before."""

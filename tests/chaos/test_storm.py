@@ -14,6 +14,7 @@ import pytest
 
 from ..postgres import Server  # noqa: TID252 - the tests are not installed
 from ..proxy import Proxy  # noqa: TID252 - the tests are not installed
+from .autopsy import told
 from .harness import Chaos, dice, several
 
 Begin = Callable[..., Chaos]
@@ -88,7 +89,7 @@ def test_the_server_crashes_twenty_times(begin: Begin) -> None:
         chaos.progress(4)
         chaos.restart()
     chaos.settle()
-    assert [each.pid for each in chaos.workers] == pids, chaos.logs()
+    assert [each.pid for each in chaos.workers] == pids, told(chaos)
     chaos.judge()
 
 

@@ -6,6 +6,7 @@ starts no thread, so a fork is safe and takes milliseconds. When its input ends 
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import logging
@@ -40,8 +41,15 @@ def work(order: dict[str, Any]) -> None:
         clock=Skewed(order.get("skew_s", 0.0)),
         max_crashes=1_000,  # the bodies are innocent, however often their workers die
     )
+    _tell_on_request(worker)
     worker.run()
     backend.close()
+
+
+def _tell_on_request(worker: Any) -> None:
+    """SIGUSR1: where each thread is, even if none can run Python code. SIGUSR2: how the worker is."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGUSR2, lambda *_: logging.getLogger("chaos").warning("%s", worker.health()))
 
 
 def _child(order: dict[str, Any]) -> None:

@@ -24,9 +24,9 @@ FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backen
 LEASE = {"sqlite": "round((lease_us - {now_us}) / 1e6, 2)", "postgres": "lease_until - clock_timestamp()"}
 ROWS = {
     "sessions": "SELECT id, name, pid, {lease} AS left FROM {at}session ORDER BY id",
-    "agenda": "SELECT i.instance_id, a.* FROM {at}agenda a JOIN {at}instance i ON i.id = a.instance ORDER BY 1 LIMIT 60",
-    "offers": "SELECT id, instance, definition, session, rank_us, lives, called_off FROM {at}offer ORDER BY id LIMIT 60",
-    "inbox": "SELECT id, instance, kind, name, at_us, message_id FROM {at}inbox ORDER BY id LIMIT 60",
+    "agenda": "SELECT i.instance_id, a.* FROM {at}agenda a JOIN {at}instance i ON i.id = a.instance ORDER BY 1",
+    "offers": "SELECT id, instance, definition, session, rank_us, lives, called_off FROM {at}offer ORDER BY id",
+    "inbox": "SELECT id, instance, kind, name, at_us, message_id FROM {at}inbox ORDER BY id",
 }
 
 

@@ -137,6 +137,75 @@ def test_an_outage_at_the_begin_of_a_transaction_is_waited_out_too(
     assert runs == [1, 1]
 
 
+class Forgetful:
+    """A store that forgets the claims on instances before the first call of a method, as a server that crashes may."""
+
+    def __init__(self, backend: Any, method: str) -> None:
+        self._backend, self._method = backend, method
+        self.calls: Counter[str] = Counter()
+        self.released: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._backend, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] += 1
+            self.released += args[1] if name == "release" else []
+            if name == self._method and self.calls[name] == 1:
+                self._backend.release(args[0], self._backend.holdings(args[0])[0])
+            return found(*args, **kwargs)
+
+        return call
+
+
+def test_a_claim_that_the_store_has_forgotten_is_made_again_and_kept(backend: Any, client: WorkflowClient) -> None:
+    """Whoever comes upon an instance of its own as a free one does not give it to others."""
+    began, go_on, runs = threading.Event(), threading.Event(), list[int]()
+
+    @task
+    def work(x: int) -> int:
+        runs.append(x)
+        began.set()
+        go_on.wait(LIMIT_S)
+        return x + 1
+
+    flow = Flow("work").then(work).build()
+    store = Forgetful(backend, "nothing")
+    with PooledWorker(store, [flow], name="ann", poll="20ms").start() as handle:  # type: ignore[arg-type]
+        instance = client.start(flow, 1).instance_id
+        assert began.wait(LIMIT_S)
+        session = handle._worker._room.session()
+        backend.release(session, backend.holdings(session)[0])
+        looks = store.calls["claim_due"]
+        until(lambda: store.calls["claim_due"] >= looks + 3)
+        assert backend.header(instance).session == session.id
+        go_on.set()
+        assert client.result(instance, timeout=LIMIT_S) == 2
+    assert (runs, store.released) == ([1], [])
+
+
+def test_what_was_put_up_under_a_forgotten_claim_is_not_away(backend: Any, client: WorkflowClient) -> None:
+    """It is not on offer, so the only worker there is runs it."""
+    offered, runs = threading.Event(), Counter[int]()
+
+    @task
+    def work(x: int) -> int:
+        runs[x] += 1
+        offered.wait(LIMIT_S)
+        return x + 1
+
+    flow = fan("work", 8, work)
+    store = Forgetful(backend, "offer")
+    with PooledWorker(store, [flow], name="ann", concurrency=2, poll="20ms").start():  # type: ignore[arg-type]
+        instance = client.start(flow, 1).instance_id
+        until(lambda: store.calls["offer"])
+        offered.set()
+        assert client.result(instance, timeout=LIMIT_S) == {f"b{number}": 2 for number in range(8)}
+    assert runs == {1: 8}
+
+
 def test_a_lost_session_costs_the_running_step_alone(backend: Any, client: WorkflowClient, start: Start) -> None:
     """Another one has taken over: the late outcome is refused, and the worker goes on with a session of its own."""
     began, go_on, runs = threading.Event(), threading.Event(), list[int]()

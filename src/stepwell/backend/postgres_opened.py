@@ -39,9 +39,7 @@ class PostgresOpened:
         self.connection = connection
         self._number = ""
         self._ending = threading.Lock()
-        self._socket: socket.socket | None = socket.fromfd(
-            connection.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM
-        )
+        self._socket: socket.socket | None = socket.fromfd(connection.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM)
 
     def begin(self) -> None:
         self._number = self._transaction()

@@ -98,6 +98,9 @@ class Claiming(Drive):
         """Say the same of a graph, as far as is known without asking."""
         return False
 
+    def _regained(self) -> None:
+        """Take note that a claim of ours was forgotten, as by a server that has crashed, and perhaps more than one."""
+
     # --- looking for what is due ---
 
     def _refill(self) -> bool:
@@ -240,8 +243,12 @@ class Claiming(Drive):
         live = Live(self.room, prepared, header.instance_id, header.instance, header.run, context)
         try:
             self.join(live)
-        except AlreadyRunning:  # another call of this runner has given it back and is about to forget it
-            self.room.fenced(self._backend.release, [header.instance])
+        except AlreadyRunning:
+            known = self._lives.get(header.instance_id)
+            if known is not None and known.instance == header.instance:  # this claim takes the place of the lost one
+                self._regained()
+            else:  # another call of this runner has given it back and is about to forget it
+                self.room.fenced(self._backend.release, [header.instance])
             return None
         return live
 

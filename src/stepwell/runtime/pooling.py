@@ -120,6 +120,7 @@ class Pool(Serving):
         self._learned_ns = 0
         self._again = False  # something was claimed a moment ago, and there may be more of another kind
         self._guest_hint = -1
+        self._sure_until = 0  # that what is away is on offer
         self._stirred = self._heard = False
         self._unwatch: Callable[[], None] | None = None
         self.in_doubt = False  # a call to the store has failed, perhaps after it took effect
@@ -172,6 +173,8 @@ class Pool(Serving):
     def _refill(self) -> bool:
         if self.in_doubt:
             self._compare()
+        elif self._flights.away and time.perf_counter_ns() > self._sure_until:
+            self._look_for_strayed()
         self._send_reports()
         self._write_rests()
         if self._draining:
@@ -431,6 +434,8 @@ class Pool(Serving):
             self._host(claimed)
 
     def _host(self, claimed: Offered) -> None:
+        if claimed.id in self._guests:  # it runs here: its first claim was forgotten
+            return
         try:
             guest = Guest(self.room, self._prepared_for(claimed.header), claimed)
         except Exception as error:  # noqa: BLE001  # one damaged row must not stop the others
@@ -493,6 +498,11 @@ class Pool(Serving):
         known = {live.instance for live in (*self._lives.values(), *self._aside)}
         self.room.fenced(self._backend.release, [number for number in instances if number not in known])
         self.room.fenced(self._backend.hand_back, [number for number in offers if self._is_strange(number)])
+        self._look_for_strayed()
+
+    def _look_for_strayed(self) -> None:
+        """Take back what is thought to be on offer and is not, as it was put up under a claim that was forgotten."""
+        self._sure_until = time.perf_counter_ns() + self._jittered() * 1_000
         lives = [live for live in self.lives() if any(job.away for job in live.flights.values())]
         out = [(live, self._away.out(live)) for live in lives]
         self._hint = -1
@@ -501,6 +511,9 @@ class Pool(Serving):
             for key in self._away.missing(live, on_offer):
                 self._ready.append((live, key))
             self._settle_idle(live)
+
+    def _regained(self) -> None:
+        self.in_doubt = True
 
     def _is_strange(self, offer: int) -> bool:
         return offer not in self._guests and all(offer != number for number, _ in self._reports)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,18 @@ def told(chaos: Chaos) -> str:
         "logs": lambda: logs(chaos.folder),
     }
     return "\n".join(f"=== {name}\n{_tried(part)}" for name, part in parts.items())
+
+
+def story(chaos: Chaos, instances: Iterable[str]) -> str:
+    """Return what the store and the ledger have of some instances."""
+    lines = chaos.lines()
+    return "\n".join(
+        f"=== {each}: {chaos.client.status(each)}\n"
+        + "\n".join(str(attempt) for attempt in chaos.client.attempts(each))
+        + "\n"
+        + "\n".join(str(line) for line in lines if line.instance == each)
+        for each in instances
+    )
 
 
 def _tried(part: Callable[[], str]) -> str:

@@ -30,7 +30,7 @@ from stepwell.testing.invariants import check_ledger, check_store
 from ..postgres import Server, until  # noqa: TID252 - the tests are not installed
 from ..proxy import Proxy  # noqa: TID252 - the tests are not installed
 from . import worker as worker_script
-from .autopsy import told
+from .autopsy import story, told
 from .bank import ACCOUNTS, CENTS_EACH, TRANSFERS, Line, lines_of, output_of, payday
 from .places import Place
 
@@ -343,7 +343,8 @@ class Chaos:
         counts.update({"re-runs": self.reruns(lines), **found})
         counts.update({"wrong outputs": len(wrong), "broken promises": len(broken)})
         self._take_times(lines)
-        assert (found, wrong, broken) == (dict.fromkeys(found, 0), {}, []), f"{broken}\n{told(self)}"
+        fine = (found, wrong, broken) == (dict.fromkeys(found, 0), {}, [])
+        assert fine, f"{found}\n{wrong}\n{broken}\n{story(self, wrong)}\n{told(self)}"
 
     def reruns(self, lines: list[Line]) -> int:
         """Count the starts of attempts that had started before."""

@@ -17,12 +17,14 @@ from stepwell import (
     PostgresBackend,
     Retry,
     TransactionTimeout,
+    WorkflowClient,
     WorkflowFailed,
     parallel,
     task,
     task_context,
     workflow,
 )
+from stepwell.backend.liveness import this_process
 from stepwell.backend.postgres_opened import PostgresOpened
 from stepwell.runtime import transaction
 
@@ -219,7 +221,7 @@ def test_what_ends_it_from_outside_touches_nobody_else(server: Server, where: st
 
     with PostgresBackend(server.dsn(), schema=server.new_schema()) as backend:
         made = PostgresOpened(backend.connect())  # type: ignore[arg-type]
-        made.begin()
+        made.begin(30_000_000)
         at_work = threading.Thread(target=body, args=(made,), daemon=True)
         at_work.start()
         inside.wait()
@@ -234,6 +236,26 @@ def test_what_ends_it_from_outside_touches_nobody_else(server: Server, where: st
         at_work.join()
         for other in others:
             other.close()
+
+
+def test_a_frozen_one_keeps_nobody_from_taking_over(server: Server) -> None:
+    """The server undoes it, as the process cannot; until then it has the session's row, and what it wrote."""
+    flow, schema = Flow("bank").then(plain).build(), server.new_schema()
+    with (
+        PostgresBackend(server.dsn(), schema=schema) as backend,
+        PostgresBackend(server.dsn(), schema=schema) as others,
+        WorkflowClient(backend) as client,
+    ):
+        client.start(flow, 1, instance_id="a")
+        frozen = backend.open_session(this_process("frozen"), 1_000)
+        assert backend.claim(frozen, "a") is not None
+        made = PostgresOpened(backend.connect())  # type: ignore[arg-type]
+        made.begin(2_000_000)
+        made.connection.execute(f"SELECT 1 FROM {schema}.session WHERE id = {frozen.id} FOR KEY SHARE")  # noqa: S608
+        loaded = others.claim(others.open_session(this_process("other"), 30_000_000), "a")
+        assert loaded is not None
+        assert loaded.header.held_by == "other"
+        made.close()
 
 
 def running(server: Server, text: str) -> list[tuple[int]]:

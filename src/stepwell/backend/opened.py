@@ -22,7 +22,9 @@ class Opened(Protocol):
     #: What the database raises if the task has left the connection in a state that cannot be used.
     failures: tuple[type[Exception], ...]
 
-    def begin(self) -> None: ...
+    def begin(self, idle_us: int) -> None:
+        """Begin. Where that can be said, the database undoes it after so long without a statement: we may be frozen."""
+        ...
 
     def guard(self, refuse: Callable[[], Exception]) -> None:
         """From now on, let a task that commits by itself meet this error, as far as that can be done."""

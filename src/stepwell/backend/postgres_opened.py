@@ -26,6 +26,7 @@ from .postgres_lines import Line
 
 AFTER_AN_ERROR = "went on after an error in its transaction, of which nothing can be kept; let the error out"
 CANCEL_S = 1.0
+IDLE = b"SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true)"
 NUMBER = b"SELECT pg_catalog.pg_current_xact_id()::text"
 
 
@@ -41,8 +42,9 @@ class PostgresOpened:
         self._ending = threading.Lock()
         self._socket: socket.socket | None = socket.fromfd(connection.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM)
 
-    def begin(self) -> None:
+    def begin(self, idle_us: int) -> None:
         self._number = self._transaction()
+        self.connection.execute(IDLE, (f"{idle_us // 1_000}ms",))
 
     def _transaction(self) -> str:
         cursor: psycopg.Cursor[Any] = psycopg.Cursor(self.connection, row_factory=tuple_row)

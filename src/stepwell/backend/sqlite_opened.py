@@ -23,7 +23,7 @@ class SqliteOpened:
         self._backend = backend
         self._thread = 0
 
-    def begin(self) -> None:
+    def begin(self, idle_us: int) -> None:
         self._execute("BEGIN IMMEDIATE")
 
     def guard(self, refuse: Callable[[], Exception]) -> None:

@@ -80,7 +80,7 @@ class Transaction:
         if transaction.excludes:
             self._excludes, self._limit_us = True, min(LIMIT_US, self._limit_us)
         try:
-            transaction.begin()
+            transaction.begin(self._job.facts.room.lease_us)
         except Exception as error:
             raise BackendUnavailable(f"the transaction of {self._job.path} could not begin: {error}") from error
         # This refuses what could not be committed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import apsw
@@ -249,13 +250,12 @@ def test_a_frozen_one_keeps_nobody_from_taking_over(server: Server) -> None:
         client.start(flow, 1, instance_id="a")
         frozen = backend.open_session(this_process("frozen"), 1_000)
         assert backend.claim(frozen, "a") is not None
-        made = PostgresOpened(backend.connect())  # type: ignore[arg-type]
-        made.begin(2_000_000)
-        made.connection.execute(f"SELECT 1 FROM {schema}.session WHERE id = {frozen.id} FOR KEY SHARE")  # noqa: S608
-        loaded = others.claim(others.open_session(this_process("other"), 30_000_000), "a")
+        with closing(PostgresOpened(backend.connect())) as made:  # type: ignore[arg-type]
+            made.begin(2_000_000)
+            made.connection.execute(f"SELECT 1 FROM {schema}.session WHERE id = {frozen.id} FOR KEY SHARE")  # noqa: S608
+            loaded = others.claim(others.open_session(this_process("other"), 30_000_000), "a")
         assert loaded is not None
         assert loaded.header.held_by == "other"
-        made.close()
 
 
 def running(server: Server, text: str) -> list[tuple[int]]:

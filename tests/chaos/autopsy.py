@@ -117,12 +117,19 @@ def _workers(chaos: Chaos) -> str:
     return "\n".join(rows)
 
 
+def states(pid: int) -> set[str]:
+    """Return the states of a process's threads, ``T`` for those that are stopped."""
+    return {state for _, state, _ in _threads(pid)}
+
+
 def _kernel(pid: int) -> str:
-    return ", ".join(_threads(Path(f"/proc/{pid}/task"))) or "gone"
+    return ", ".join(" ".join(thread) for thread in _threads(pid)) or "gone"
 
 
-def _threads(tasks: Path) -> Iterator[str]:
+def _threads(pid: int) -> Iterator[tuple[str, str, str]]:
+    """Yield each thread's number, its state, and what it waits for in the kernel."""
+    tasks = Path(f"/proc/{pid}/task")
     for task in sorted(tasks.iterdir()) if tasks.exists() else ():
         with suppress(OSError):
             state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-            yield f"{task.name} {state} {(task / 'wchan').read_text() or '-'}"
+            yield task.name, state, (task / "wchan").read_text() or "-"

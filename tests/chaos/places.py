@@ -33,4 +33,5 @@ class Place(NamedTuple):
 
         db = psycopg.connect(self.at, autocommit=True)
         db.execute("SELECT set_config('search_path', %s, false)", (f"{self.schema}_bank",))
+        db.execute("SET idle_in_transaction_session_timeout = '3s'")  # a stopped worker may have accounts locked
         return db

@@ -10,7 +10,16 @@ from typing import Any, NoReturn
 
 import pytest
 
-from stepwell import BackendUnavailable, Flow, PooledWorker, SqliteBackend, WorkflowClient, task, task_context
+from stepwell import (
+    BackendUnavailable,
+    Flow,
+    PooledWorker,
+    SqliteBackend,
+    StepCancelled,
+    WorkflowClient,
+    task,
+    task_context,
+)
 from stepwell.backend.liveness import this_process
 from stepwell.runtime import transaction
 from stepwell.testing.faults import Fault, FaultyBackend
@@ -204,6 +213,42 @@ def test_what_was_put_up_under_a_forgotten_claim_is_not_away(backend: Any, clien
         offered.set()
         assert client.result(instance, timeout=LIMIT_S) == {f"b{number}": 2 for number in range(8)}
     assert runs == {1: 8}
+
+
+def test_a_guest_that_is_stopped_does_not_answer_for_the_one_after_it(
+    backend: Any, client: WorkflowClient, start: Start
+) -> None:
+    """Its claim was forgotten, so it was told to stop; the same worker has claimed the step again before it does."""
+    began, runs, tick = threading.Event(), list[int](), threading.Event()
+
+    @task(tags=["gpu"])
+    def work(x: int) -> int:
+        runs.append(x)
+        if len(runs) > 1:
+            return x + 1
+        began.set()
+        try:
+            while not tick.wait(0.002):
+                task_context().raise_if_cancelled()
+        except StepCancelled:
+            until(lambda: claimed() or len(runs) > 1)
+            raise
+        return 0
+
+    flow = Flow("work").then(work).build()
+    start(flow, name="ann")
+    instance = client.start(flow, 1).instance_id
+    until(lambda: backend.header(instance).offered)
+    room = start(flow, name="bob", tags=["gpu"])._worker._room
+
+    def claimed() -> Sequence[int]:
+        answer: Sequence[int] = backend.holdings(room.session())[1]
+        return answer
+
+    assert began.wait(LIMIT_S)
+    backend.hand_back(room.session(), claimed())
+    assert client.result(instance, timeout=LIMIT_S) == 2
+    assert runs == [1, 1]
 
 
 def test_a_lost_session_costs_the_running_step_alone(backend: Any, client: WorkflowClient, start: Start) -> None:

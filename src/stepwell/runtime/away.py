@@ -181,6 +181,10 @@ class Guest(Live):
         (self.key,) = self.state.steps
         taken_over(self)
 
+    @property
+    def told_to_stop(self) -> bool:
+        return any(job.stopped for job in self.flights.values())
+
 
 def report(outcome: Outcome) -> Message:
     """Return the message that tells the holder how a guest's attempt ended."""

@@ -434,7 +434,8 @@ class Pool(Serving):
             self._host(claimed)
 
     def _host(self, claimed: Offered) -> None:
-        if claimed.id in self._guests:  # it runs here: its first claim was forgotten
+        before = self._guests.get(claimed.id)
+        if before is not None and not before.told_to_stop:  # it runs here: its first claim was forgotten
             return
         try:
             guest = Guest(self.room, self._prepared_for(claimed.header), claimed)
@@ -445,6 +446,13 @@ class Pool(Serving):
         self._guests[claimed.id] = guest
         self._ready.append((guest, guest.key))
 
+    def _has_left(self, guest: Guest) -> bool:
+        """Take a guest out, and say whether it was there: a later one for the same offer answers for itself."""
+        there = self._works_on(guest)
+        if there:
+            del self._guests[guest.offer]
+        return there
+
     def _works_on(self, live: Live) -> bool:
         return self._guests.get(live.offer) is live if isinstance(live, Guest) else super()._works_on(live)
 
@@ -454,7 +462,7 @@ class Pool(Serving):
         if not isinstance(live, Guest):
             self._homebound.discard((live, outcome.job.key))
             super()._absorb(outcome)
-        elif self._guests.pop(live.offer, None) is not None:
+        elif self._has_left(live):
             if live.observed is not None:
                 observed.ended(outcome)
                 self._telling[live.offer] = live
@@ -551,7 +559,7 @@ class Pool(Serving):
 
     def _decline(self, live: Live) -> None:
         assert isinstance(live, Guest)
-        if self._guests.pop(live.offer, None) is not None:
+        if self._has_left(live):
             self._reports.append((live.offer, away.declined(live, self.room.clock.now_us())))
 
     def _outlives(self, fatal: Fatal) -> bool:
@@ -572,8 +580,8 @@ class Pool(Serving):
             more = extras(job.live, job.path, job.number)
             _LOG.warning("%s of instance %s raised %s", job.path, job.live.instance_id, raised, extra=more)
             if isinstance(job.live, Guest):
-                self._guests.pop(job.live.offer, None)
-                self._reports.append((job.live.offer, Message(LOST, "", job.live.step, self.room.clock.now_us())))
+                if self._has_left(job.live):
+                    self._reports.append((job.live.offer, Message(LOST, "", job.live.step, self.room.clock.now_us())))
             else:
                 cut = e.CutOff(job.node, job.turns, job.number, self.room.max_crashes)
                 self._record(job.live, cut, self.room.clock.now_us())

@@ -281,6 +281,34 @@ def test_a_lost_session_costs_the_running_step_alone(backend: Any, client: Workf
     assert client.result(client.start(flow, 5).instance_id, timeout=LIMIT_S) == 6
 
 
+def test_late_word_of_a_lost_lease_does_not_concern_the_next_session(
+    backend: Any, client: WorkflowClient, start: Start
+) -> None:
+    """Both who reckons and who renews tell of a loss; the second time other bodies run, which go on."""
+    began, go_on, runs = threading.Event(), threading.Event(), list[int]()
+
+    @task
+    def work(x: int) -> int:
+        runs.append(x)
+        began.set()
+        go_on.wait(LIMIT_S)
+        return x + 1
+
+    flow = Flow("work").then(work).build()
+    handle = start(flow, name="ann")
+    room = handle._worker._room
+    before = room.session()
+    backend.end_session(before)
+    until(lambda: room.lease is not None and room.lease.session != before)
+    instance = client.start(flow, 1).instance_id
+    assert began.wait(LIMIT_S)
+    room._lease_lost(before, "another session has taken over")
+    until(lambda: handle._worker._mailbox.empty())
+    go_on.set()
+    assert client.result(instance, timeout=LIMIT_S) == 2
+    assert runs == [1]
+
+
 def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(
     backend: Any, client: WorkflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:

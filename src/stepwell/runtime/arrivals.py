@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from stepwell.backend.base import Message
+from stepwell.backend.base import Message, Session
 from stepwell.engine import events as e
 from stepwell.errors import TaskTimeout
 from stepwell.timing import span
@@ -33,9 +33,10 @@ class Replaced(NamedTuple):
 
 
 class Lapsed(NamedTuple):
-    """The session's lease is lost, or may be."""
+    """A session's lease is lost, or may be; it is told more than once, perhaps when another session is in its place."""
 
     why: str
+    session: Session | None = None
 
 
 class Kept(NamedTuple):

@@ -23,6 +23,7 @@ from stepwell.flow.plan import Key
 from stepwell.observe.logs import extras
 
 from . import away, observed
+from .arrivals import Lapsed
 from .away import Guest
 from .claiming import AT_ONCE
 from .clock import AnyMailbox, Mailbox, Wait
@@ -187,6 +188,8 @@ class Pool(Serving):
                 self._drain()
             case Leave():
                 self._leaving = True
+            case Lapsed(_, session) if session is not None and self._session not in (None, session):
+                pass  # it was the one before: what is held now is not concerned
             case _:
                 if item is None:
                     self._stirred = False

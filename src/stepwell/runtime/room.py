@@ -8,6 +8,7 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from stepwell.codec import Codec, JsonCodec, check_codec
@@ -278,7 +279,8 @@ class Room:
 
                 opened_us = lease_clock()
                 session = self.backend.open_session(this_process(self.name), self.lease_us)
-                self._lease = self.keep_lease(self._store, session, opened_us, self._purger, self._lease_lost)
+                on_lost = partial(self._lease_lost, session)
+                self._lease = self.keep_lease(self._store, session, opened_us, self._purger, on_lost)
             return self._lease.session
 
     @property
@@ -303,13 +305,13 @@ class Room:
                 self._lease.stop()
                 self._lease = None
 
-    def _lease_lost(self, why: str) -> None:
+    def _lease_lost(self, session: Session, why: str) -> None:
         """Let every drive know that what it works on is not its own any more."""
         with self._lock:
             mailboxes = {id(mailbox): mailbox for mailbox, _ in self._working.values()}
             mailboxes.update((id(mailbox), mailbox) for mailbox in self._watching)
         for mailbox in mailboxes.values():
-            mailbox.put(Lapsed(why))
+            mailbox.put(Lapsed(why, session))
 
     # --- hands ---
 

@@ -20,6 +20,7 @@ from stepwell import (
     task,
     task_context,
 )
+from stepwell.backend.base import Offered, Want
 from stepwell.backend.liveness import this_process
 from stepwell.runtime import transaction
 from stepwell.testing.faults import Fault, FaultyBackend
@@ -219,7 +220,7 @@ def test_a_guest_that_is_stopped_does_not_answer_for_the_one_after_it(
     backend: Any, client: WorkflowClient, start: Start
 ) -> None:
     """Its claim was forgotten, so it was told to stop; the same worker has claimed the step again before it does."""
-    began, runs, tick = threading.Event(), list[int](), threading.Event()
+    began, told, runs, tick = threading.Event(), threading.Event(), list[int](), threading.Event()
 
     @task(tags=["gpu"])
     def work(x: int) -> int:
@@ -231,7 +232,8 @@ def test_a_guest_that_is_stopped_does_not_answer_for_the_one_after_it(
             while not tick.wait(0.002):
                 task_context().raise_if_cancelled()
         except StepCancelled:
-            until(lambda: claimed() or len(runs) > 1)
+            told.set()
+            until(lambda: backend.holdings(room.session())[1] or len(runs) > 1)
             raise
         return 0
 
@@ -240,13 +242,18 @@ def test_a_guest_that_is_stopped_does_not_answer_for_the_one_after_it(
     instance = client.start(flow, 1).instance_id
     until(lambda: backend.header(instance).offered)
     room = start(flow, name="bob", tags=["gpu"])._worker._room
-
-    def claimed() -> Sequence[int]:
-        answer: Sequence[int] = backend.holdings(room.session())[1]
-        return answer
-
     assert began.wait(LIMIT_S)
-    backend.hand_back(room.session(), claimed())
+    other = backend.open_session(this_process("other"), 30_000_000)
+    want = Want(list(backend.next_due("work")), 2**62, 1, ("gpu",))
+
+    def taken_away() -> Sequence[Offered]:
+        backend.hand_back(room.session(), backend.holdings(room.session())[1])
+        found: Sequence[Offered] = backend.claim_offers(other, want)
+        return found
+
+    until(taken_away)
+    assert told.wait(LIMIT_S)
+    backend.end_session(other)
     assert client.result(instance, timeout=LIMIT_S) == 2
     assert runs == [1, 1]
 

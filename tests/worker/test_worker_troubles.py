@@ -258,6 +258,33 @@ def test_a_guest_that_is_stopped_does_not_answer_for_the_one_after_it(
     assert runs == [1, 1]
 
 
+def test_a_guest_that_is_left_in_its_only_start_does_not_start_again(
+    backend: Any, client: WorkflowClient, start: Start
+) -> None:
+    """Its worker ends its session well, but the body has begun: the instance is held, as if it had run at home."""
+    began, go_on, runs = threading.Event(), threading.Event(), list[int]()
+
+    @task(tags=["gpu"], delivery="at_most_once")
+    def work(x: int) -> int:
+        runs.append(x)
+        began.set()
+        go_on.wait(LIMIT_S)
+        return x + 1
+
+    flow = Flow("work").then(work).build()
+    start(flow, name="ann")
+    instance = client.start(flow, 1).instance_id
+    until(lambda: backend.header(instance).offered)
+    bob = start(flow, name="bob", tags=["gpu"])
+    assert began.wait(LIMIT_S)
+    bob.leave()
+    bob.join(LIMIT_S)
+    start(flow, name="cy", tags=["gpu"])
+    until(lambda: client.status(instance).state == "held")
+    go_on.set()
+    assert runs == [1]
+
+
 def test_a_lost_session_costs_the_running_step_alone(backend: Any, client: WorkflowClient, start: Start) -> None:
     """Another one has taken over: the late outcome is refused, and the worker goes on with a session of its own."""
     began, go_on, runs = threading.Event(), threading.Event(), list[int]()

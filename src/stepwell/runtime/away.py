@@ -213,6 +213,11 @@ def declined(guest: Guest, now_us: int) -> Message:
     return Message(offered.DECLINED, "", guest.step, now_us)
 
 
+def lost(guest: Guest, now_us: int) -> Message:
+    """Return the message by which a step counts as cut off in the middle."""
+    return Message(LOST, "", guest.step, now_us)
+
+
 def kept_cursor(job: Job, cursor: bytes | None, now_us: int) -> Message:
     """Return the message by which a guest's cursor reaches the journal."""
     return Message(offered.CURSOR, _ref(job).hex(), cursor, now_us)

@@ -13,12 +13,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from stepwell.backend.base import LOST, Header, Loaded, Message, Offered, Rest, Want
+from stepwell.backend.base import Header, Loaded, Message, Offered, Rest, Want
 from stepwell.engine import events as e
-from stepwell.errors import InstanceDamaged, InstanceError
+from stepwell.errors import BackendError, Closed, InstanceDamaged, InstanceError, LeaseLost
 from stepwell.flow.plan import Key
 from stepwell.observe.logs import extras
 
@@ -134,10 +135,21 @@ class Pool(Serving):
     def __exit__(self, *exc: object) -> None:
         if self._unwatch is not None:
             self._unwatch()
+        self._tell_of_cut_starts()
         for guest in self._guests.values():
             self._flights.stop(guest, "the worker has stopped")
             self._flights.forget(guest)  # or a later pool of this worker would take its end for that of its own guest
         super().__exit__(*exc)
+
+    def _tell_of_cut_starts(self) -> None:
+        """An only start that is cut off here has happened: with the session its offer would be free for another one."""
+        lease, now_us = self.room.lease, self.room.clock.now_us()
+        if lease is None or lease.lost:
+            return  # whoever ends that session tells of it
+        begun = [each for each in self._guests.values() if each.flights and self._has_begun(each, each.key)]
+        with suppress(BackendError, LeaseLost, Closed):
+            if begun:
+                self._backend.settle(lease.session, [(each.offer, away.lost(each, now_us)) for each in begun])
 
     def _stir(self) -> None:
         """Others have written; one word of that is enough until it is taken in. What was written here is known."""
@@ -584,7 +596,7 @@ class Pool(Serving):
             _LOG.warning("%s of instance %s raised %s", job.path, job.live.instance_id, raised, extra=more)
             if isinstance(job.live, Guest):
                 if self._has_left(job.live):
-                    self._reports.append((job.live.offer, Message(LOST, "", job.live.step, self.room.clock.now_us())))
+                    self._reports.append((job.live.offer, away.lost(job.live, self.room.clock.now_us())))
             else:
                 cut = e.CutOff(job.node, job.turns, job.number, self.room.max_crashes)
                 self._record(job.live, cut, self.room.clock.now_us())

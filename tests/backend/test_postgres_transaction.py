@@ -10,6 +10,7 @@ from typing import Any
 import apsw
 import psycopg
 import pytest
+from msgspec.structs import replace
 from psycopg.pq import TransactionStatus
 
 from stepwell import (
@@ -25,9 +26,12 @@ from stepwell import (
     task_context,
     workflow,
 )
+from stepwell.backend.base import Change
 from stepwell.backend.liveness import this_process
 from stepwell.backend.postgres_opened import PostgresOpened
+from stepwell.engine.events import CancelAsked
 from stepwell.runtime import transaction
+from stepwell.runtime.live import Live, frontier_of
 
 from ..postgres import Server, until  # noqa: TID252 - the tests are not installed
 from ..proxy import Proxy  # noqa: TID252
@@ -256,6 +260,40 @@ def test_a_frozen_one_keeps_nobody_from_taking_over(server: Server) -> None:
             loaded = others.claim(others.open_session(this_process("other"), 30_000_000), "a")
         assert loaded is not None
         assert loaded.header.held_by == "other"
+
+
+def test_what_meets_an_open_transaction_in_a_batch_with_a_conflict_is_one_too(server: Server) -> None:
+    """The batch is gone through one by one; the entry that was not to be seen yet is there by the time it is written."""
+    flow, schema, told = Flow("bank").then(plain).build(), server.new_schema(), list[object]()
+    with (
+        PostgresBackend(server.dsn(), schema=schema) as backend,
+        PostgresBackend(server.dsn(), schema=schema) as drive,
+        WorkflowClient(backend) as client,
+    ):
+        for name in ("a", "b"):
+            client.start(flow, 1, instance_id=name)
+        session = backend.open_session(this_process("one"), 30_000_000)
+        runs = {name: backend.claim(session, name) for name in ("a", "b")}
+        changes = []
+        for loaded in runs.values():
+            assert loaded is not None
+            rows = Live.rows(flow.plan, frontier_of(flow.plan, loaded), [CancelAsked("enough")], 1)
+            changes.append(Change(loaded.header.instance, loaded.header.seq, rows))
+        assert backend.commit(session, changes[:1]) == ["done"]
+        with closing(backend.connect()) as connection:
+            assert backend.within(connection).commit(session, changes[1:]) == ["done"]
+            late = [replace(each, entries=[replace(each.entries[0], at_us=2)]) for each in changes]
+            thread = threading.Thread(target=lambda: told.append(drive.commit(session, late)), daemon=True)
+            thread.start()
+            until(lambda: server.execute("SELECT 1 FROM pg_locks WHERE NOT granted"), "the drive waits for it")
+            connection.commit()
+            until(lambda: not thread.is_alive(), "the drive is told")
+    assert told == [["conflict", "conflict"]]
+
+
+test_what_meets_an_open_transaction_in_a_batch_with_a_conflict_is_one_too = pytest.mark.broken_store(
+    test_what_meets_an_open_transaction_in_a_batch_with_a_conflict_is_one_too
+)
 
 
 def running(server: Server, text: str) -> list[tuple[int]]:

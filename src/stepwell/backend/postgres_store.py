@@ -11,10 +11,11 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from stepwell.errors import LeaseLost, OptionError
+from stepwell.errors import BackendUnavailable, LeaseLost, OptionError
 from stepwell.types import ENDED
 
 from . import postgres_queries as sql
@@ -51,6 +52,8 @@ from .postgres_rows import (
 from .postgres_runs import Db, NotAdmitted, Runs, TryAgain
 
 Answer: TypeAlias = "Created | Header | Literal['conflict']"
+
+TRIES_MAX: Final = 100  # of a commit that others are always faster with
 
 
 class Store:
@@ -242,11 +245,18 @@ class Store:
                 raise NotAdmitted
             outcomes = self._write.once(attempt.at_once)
         except NotAdmitted:
-            outcomes = self._commit_in_turn(session, changes, attempt)
+            outcomes = self._commit_again(session, changes, attempt)
         landed = any(each != "conflict" and each != "held" for each in outcomes)
         if landed and (session is None or any(each.rest is not None for each in changes)):
             self._wrote()
         return outcomes
+
+    def _commit_again(self, session: Session | None, changes: Sequence[Change], attempt: _Attempt) -> Sequence[Outcome]:
+        """Go through the changes one by one. Who writes meanwhile may be seen only after it has taken a seq from us."""
+        for _ in range(TRIES_MAX):
+            with suppress(NotAdmitted):
+                return self._commit_in_turn(session, changes, attempt)
+        raise BackendUnavailable("others write to the same instances again and again")
 
     def _commit_in_turn(
         self, session: Session | None, changes: Sequence[Change], attempt: _Attempt

@@ -33,7 +33,7 @@ def work(order: dict[str, Any]) -> None:
     worker = PooledWorker(
         backend,
         WORKFLOWS,
-        concurrency=order.get("concurrency", 8),
+        concurrency=order["concurrency"],
         lease=order["lease"],
         poll=order["poll"],
         deps={Ledger: ledger, Bank: place.bank(backend)},

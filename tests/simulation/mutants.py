@@ -196,7 +196,7 @@ _WIDE: Final = ("wide", "nested")
 MUTANTS: Final = (
     Mutant("a lost session's commit lands", InMemoryBackend, "commit", _unfenced, None, _ZOMBIES),
     Mutant("an offer is claimed twice", Offers, "_is_free", _claimed_is_free, _WIDE, ()),
-    Mutant("an outcome's message is dropped", InMemoryBackend, "_settle", _settled_untold, _WIDE, ()),
+    Mutant("an outcome's message is dropped", InMemoryBackend, "_settle", _settled_untold, ("tagged",), ()),
     Mutant("a lost session settles an offer", InMemoryBackend, "settle", _settled_by_the_lost, _WIDE, _ZOMBIES),
     Mutant("what is held is due", MemoryStore, "_is_due", _held_is_due, None, ()),
     Mutant("what was freed is never due", MemoryStore, "_free", _freed_for_nobody, None, _KILLS),

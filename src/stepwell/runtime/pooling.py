@@ -125,7 +125,9 @@ class Pool(Serving):
         self._sure_until = 0  # that what is away is on offer
         self._stirred = self._heard = False
         self._unwatch: Callable[[], None] | None = None
-        self.in_doubt = False  # a call to the store has failed, perhaps after it took effect
+        # A call to the store has failed, perhaps after it took effect; or the pool before has left claims of a session
+        # that goes on, which nobody knows of here.
+        self.in_doubt = room.lease is not None
 
     def __enter__(self) -> Self:
         super().__enter__()

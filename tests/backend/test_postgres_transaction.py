@@ -263,7 +263,7 @@ def test_a_frozen_one_keeps_nobody_from_taking_over(server: Server) -> None:
 
 
 def test_what_meets_an_open_transaction_in_a_batch_with_a_conflict_is_one_too(server: Server) -> None:
-    """The batch is gone through one by one; the entry that could not be seen yet is there once it is written."""
+    """It is gone through one by one; the entry that was not to be seen yet is there by the time it is written."""
     flow, schema, told = Flow("bank").then(plain).build(), server.new_schema(), list[object]()
     with (
         PostgresBackend(server.dsn(), schema=schema) as backend,

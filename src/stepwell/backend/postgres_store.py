@@ -410,7 +410,8 @@ class _Attempt:
         count, mail = db.row(sql.RESTS, *values[0], *values[1]) or (0, None)
         if count != len(changes):
             raise NotAdmitted
-        return ["mail" if mail and each.instance in mail else "done" for each in changes]
+        outcomes: list[Outcome] = ["mail" if mail and each.instance in mail else "done" for each in changes]
+        return outcomes
 
 
 # --- sessions and messages, inside a transaction ------------------------------------------------------

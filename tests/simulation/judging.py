@@ -149,8 +149,11 @@ class Judge:
         """A body begins: nobody else may be at it, its outcome is not stored, and once is once."""
         live, path = job.live, job.path
         self._attempts[(live.instance, job.key, job.number)] += 1
-        self.seen["bodies run again"] += self._attempts[(live.instance, job.key, job.number)] > 1
+        again = self._attempts[(live.instance, job.key, job.number)] > 1
+        self.seen["bodies run again"] += again
         name = f"{path!r} of {live.instance_id!r} (attempt {job.number}, {who.name})"
+        if again and not self.world.chance.faults and not self.world.poison:
+            self.found(f"{name} begins again although nothing has gone wrong")
         if job.body.at_most_once:
             self._started[(live.instance_id, live.run, path)] += 1
             times = self._started[(live.instance_id, live.run, path)]

@@ -38,6 +38,18 @@ def test_everything_works_on_a_server_too(served):
     assert "PostgreSQL" in said["findings"][0]["text"]
 
 
+@pytest.mark.parametrize("words", [["ps"], ["show", "g-1"], ["signal", "g-1", "go", "true"], ["purge", "--keep", "1"]])
+def test_looking_makes_no_schema(served, words):
+    """A wrong name is said, and nothing is written where it leads."""
+    for _ in range(2):  # what the first had made the second would find
+        said = served(*words)
+        assert (said.code, said.out) == (5, "")
+        assert "is the name right?" in said.err
+        assert len(said.err.splitlines()) == 1
+    assert served("start", served.shop("gate"), '{"sku": "pens"}', "--id", "g-1").code == 0
+    assert served("ps").code == 0
+
+
 def test_what_migrate_would_do_can_be_read(served):
     """--sql prints it and changes nothing."""
     said = served("migrate", "--sql")

@@ -15,6 +15,7 @@ from typing import Any, Final
 import psycopg
 
 from stepwell.errors import BackendUnavailable, SchemaTooNew
+from stepwell.timing import Duration, duration_us
 
 from .postgres_errors import Place
 from .postgres_lines import Db, Line, Server, Texts
@@ -51,6 +52,21 @@ def migrate(dsn: str, *, schema: str = "stepwell") -> list[str]:
     line = Line(server)
     try:
         return Schema(server, line, _default_codec()).migrate()
+    finally:
+        line.close()
+
+
+def is_there(dsn: str, *, schema: str, timeout: Duration) -> bool:
+    """Return whether the schema has a store's tables, or what looks like them. Changes nothing.
+
+    Raises:
+        OptionError: a DSN or schema name that PostgreSQL would not accept.
+        BackendError: the server cannot be reached, or the role may not ask it.
+    """
+    line = Line(Server(Place(dsn, schema), None, "on", duration_us(timeout, "timeout")), writes=False)
+    try:
+        found = line.once(lambda db: db.row(FIND, schema))
+        return found is not None and bool(found[0])
     finally:
         line.close()
 

@@ -35,7 +35,7 @@ def place_of(text: str | None) -> Place:
 def open_place(place: Place, *, create: bool) -> Backend:
     """Open a database. One that is missing is made only by a command that puts something into it."""
     if place.kind == "postgresql":
-        return _postgres(place, patient=create)
+        return _postgres(place, create=create)
     if not create and not Path(place.target).exists():
         refuse(f"there is no database {place.target}; is the name right? 'stepwell start' would create it", NO_DATABASE)
     from stepwell.backend.sqlite import SqliteBackend
@@ -43,8 +43,21 @@ def open_place(place: Place, *, create: bool) -> Backend:
     return SqliteBackend(place.target)
 
 
-def _postgres(place: Place, *, patient: bool) -> Backend:
+def _postgres(place: Place, *, create: bool) -> Backend:
     """Open a server's database. Who only looks is told soon that it cannot be reached; a worker waits longer."""
     from stepwell.backend.postgres import PostgresBackend
 
-    return PostgresBackend(place.target, schema=place.schema, timeout="30s" if patient else IMPATIENT)
+    if not create:
+        _check_schema(place)
+    return PostgresBackend(place.target, schema=place.schema, timeout="30s" if create else IMPATIENT)
+
+
+def _check_schema(place: Place) -> None:
+    from stepwell.backend.postgres import check_driver
+
+    check_driver()
+    from stepwell.backend.postgres_schema import is_there
+
+    if not is_there(place.target, schema=place.schema, timeout=IMPATIENT):
+        missing = f"{place.shown} has no stepwell schema {place.schema!r}"
+        refuse(f"{missing}; is the name right? 'stepwell start' would create it", NO_DATABASE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -260,6 +261,20 @@ def test_watching_what_has_ended_tells_it_and_ends(stepwell):
     lines = stepwell("watch", "done-1", "--json").out.splitlines()
     assert len(lines) == len(done.out.splitlines())
     assert all(line.startswith("{") for line in lines)
+
+
+def test_what_ended_between_two_reads_stands_as_it_does_afterwards(stepwell):
+    """The list is read before the instances; so a listener is told of an end once."""
+    from stepwell.cli.common import opened
+    from stepwell.cli.ps import _listed
+    from stepwell.cli.times import Times
+
+    with opened(str(stepwell.database)) as at:
+        status = at.client.status("done-1")
+        before, after = (
+            _listed(at, replace(status, state=state), Times(utc=True)) for state in ("running", "completed")
+        )
+    assert (before.status.state, before.steps) == (after.status.state, after.steps) == ("completed", ())
 
 
 def test_what_does_not_fit_is_counted_and_what_is_open_stays_in_sight():

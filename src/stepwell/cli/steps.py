@@ -90,16 +90,16 @@ class Run:
         """Return what is known of a node; a scope is told by what is in it."""
         return self.steps.get((node, turns), NOTHING)
 
-    def open_paths(self) -> list[str]:
+    def open_paths(self) -> tuple[str, ...]:
         """Return the paths of what the instance is at: what it is held for, what failed, or what is open."""
         state, plan = self.state, self.plan
         if state.ended == "completed" or not state.started:
-            return []
+            return ()
         if (last := state.held or state.failure) and last.node:
-            return [plan.path(last.node, last.turns)]
+            return (plan.path(last.node, last.turns),)
         phases = ("failed", "closed") if state.ended else ("ready", "began", "tried", "parked", "closing")
         shown = [key for key, step in state.steps.items() if step.phase in phases and plan.kind[key[0]] != "pack"]
-        return [plan.path(*key) for key in shown]
+        return tuple(plan.path(*key) for key in shown)
 
 
 NOTHING: Final = Told()

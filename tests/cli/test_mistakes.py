@@ -80,6 +80,7 @@ def test_with_json_a_mistake_is_json_as_well(stepwell):
     said = stepwell("show", "nobody", "--json")
     assert said.json["error"]["kind"] == "not_found"
     assert said.json["error"]["exit_code"] == said.code == 3
+    assert len(said.out.splitlines()) == 1  # as all that `watch --json` prints
     assert len(said.err.splitlines()) == 1
 
 

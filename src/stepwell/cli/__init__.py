@@ -168,9 +168,9 @@ def _say(message: str, code: int, as_json: bool) -> int:
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     click.echo(f"stepwell: {line}".encode(encoding, "backslashreplace").decode(encoding), err=True)
     if as_json:
-        from .page import say_json
+        from .page import say_json_line
 
-        say_json({"error": {"kind": KINDS.get(code, "unexpected"), "message": line, "exit_code": code}})
+        say_json_line({"error": {"kind": KINDS.get(code, "unexpected"), "message": line, "exit_code": code}})
     return code
 
 

@@ -6,12 +6,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from stepwell.observe import provider as sending
+from stepwell.observe.options import Options
 from stepwell.observe.provider import Courier
 
 WAIT_S = 60
@@ -179,3 +183,23 @@ def test_nothing_is_taken_after_the_end(courier: Courier, counter: Counter) -> N
     courier.shutdown()
     spans(courier, 1)
     assert counter.batches == [1]
+
+
+@pytest.mark.parametrize(("leaving_s", "most_ms"), [(0.0, sending.METERS_MS), (WAIT_S, WAIT_S * 1e3)])
+def test_spans_and_metrics_share_the_time_that_leaving_takes(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch, leaving_s: float, most_ms: float
+) -> None:
+    """A receiver that is away holds up the end of a program once, not twice."""
+    left: list[float] = []
+
+    class Meters:
+        def shutdown(self, timeout_ms: float) -> None:
+            left.append(timeout_ms)
+
+    monkeypatch.setattr(sending, "LEAVING_S", leaving_s)
+    provider = sending.Provider(Options(), Resource({}))
+    provider.meters = cast(MeterProvider, Meters())
+    provider.send_by(courier)
+    provider.shutdown()
+    assert len(left) == 1
+    assert sending.METERS_MS <= left[0] <= most_ms

@@ -38,7 +38,8 @@ LINGER_S: Final = 0.2  # what nobody waits for is sent this long after it came
 PATIENCE_S: Final = 0.2  # the longest wait for one answer
 SHARE: Final = 0.1  # of the time may be spent waiting …
 CREDIT_S: Final = 1.0  # … and this much at once
-LEAVING_MS: Final = 5_000
+LEAVING_S: Final = 5.0  # so long leaving waits for the receiver, for spans and metrics together
+METERS_MS: Final = 500  # what is left for metrics then, at least
 
 
 class Provider(TracerProvider):
@@ -64,9 +65,10 @@ class Provider(TracerProvider):
         if self.over:
             return
         self.over = True
+        until_s = time.monotonic() + LEAVING_S
         super().shutdown()
         if self.meters is not None:
-            self.meters.shutdown(LEAVING_MS)
+            self.meters.shutdown(max(METERS_MS, (until_s - time.monotonic()) * 1e3))
 
 
 def begin(options: Options, traces: str, meters: str) -> None:
@@ -193,7 +195,7 @@ class Courier(SpanProcessor):
     def shutdown(self) -> None:
         if self._over:
             return
-        self._wait(LEAVING_MS / 1e3)
+        self._wait(LEAVING_S)
         self._over = True
         with self._changed:
             self._changed.notify_all()

@@ -7,7 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from stepwell import SqliteBackend
+from stepwell import CheckpointingRunner, SqliteBackend, signal, task, workflow
+from stepwell.backend.base import Filter
 from stepwell.backend.liveness import this_process
 
 
@@ -65,6 +66,15 @@ def test_input_comes_from_three_places_and_becomes_the_declared_type(empty, form
     said = empty("start", empty.shop("gate"), *words, "--id", "g-1", stdin=text)
     assert said.out == "g-1  pending\n"
     assert empty("show", "g-1", "--values", "--json").json["values"]["input"] == {"sku": "pens", "count": 1}
+
+
+def test_an_instance_is_started_in_a_lane(empty):
+    """Without one it is in none."""
+    for lane in ([], ["--lane", "customer-7"]):
+        assert empty("start", empty.shop("wide"), "1", "--id", "-".join(["w", *lane[1:]]), *lane).code == 0
+    with closing(SqliteBackend(empty.database)) as backend:
+        lanes = [(header.instance_id, header.lane) for header in backend.list(Filter())]
+    assert lanes == [("w-customer-7", "customer-7"), ("w", "")]
 
 
 def test_start_returns_at_once_and_a_worker_does_the_work(empty):
@@ -208,6 +218,7 @@ def test_doctor_finds_a_sound_store_sound(stepwell):
     said = stepwell("doctor", env={"COLUMNS": "200"})
     assert said.code == 0
     assert "Sound, with 2 things to look at." in said.out
+    assert "nothing has been due for over" in said.out
     assert "→ stepwell ps --state held" in said.out
     assert stepwell("doctor", "--strict").code == 1
     findings = stepwell("doctor", "--json").json["findings"]
@@ -222,6 +233,34 @@ def test_doctor_finds_what_no_worker_takes_up(stepwell, monkeypatch):
     assert said.code == 1
     assert {finding["level"] for finding in late} == {"problem"}
     assert all(finding["command"].startswith("stepwell worker MODULE:") for finding in late)
+
+
+def test_a_hold_for_a_changed_graph_is_ended_by_code_that_fits(empty):
+    """So that is the first way out; a decision alone only lets the graphs be compared once more."""
+
+    @task
+    def first(n: int) -> int:
+        return n
+
+    @task
+    def other(n: int) -> int:
+        return -n
+
+    def graph(step):
+        @workflow("parted")
+        def parted(n: int) -> int:
+            step(n)
+            return signal("go", int)
+
+        return parted
+
+    with closing(SqliteBackend(empty.database)) as backend, CheckpointingRunner(backend) as runner:
+        runner.start(graph(first), 1, instance_id="p-1")
+        runner.recover([graph(other)])
+        (held,) = [each for each in empty("explain", "p-1", "--json").json["reasons"] if each["kind"] == "held"]
+        assert [command.split()[1] for command in held["commands"]] == ["worker", "decide", "decide"]
+        assert "once code that fits runs" in empty("explain", "p-1").out
+        assert runner.start(graph(first), 1, instance_id="p-1").state == "waiting"
 
 
 def test_who_is_waited_for_is_told(stepwell, monkeypatch):

@@ -142,8 +142,8 @@ def _waiting_for_hands(at: Open, unfinished: Sequence[Header]) -> Iterator[Findi
         yield Finding("problem", "workers", text, at.command("worker", f"MODULE:{name}"))
     holders = sorted({header.held_by for header in unfinished if header.held_by})
     if not late:
-        told = f"{counted(len(holders), 'process', 'processes')} at work" if holders else "nobody is at work"
-        yield Finding("ok", "workers", f"nothing due waits for a worker; {told}")
+        held = "nothing is held" if not holders else f"{counted(len(holders), 'process', 'processes')} at work"
+        yield Finding("ok", "workers", f"nothing has been due for over {span(LATE_US)} without a worker; {held}")
 
 
 def _waiting_for_people(at: Open) -> Iterator[Finding]:

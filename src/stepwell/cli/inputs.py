@@ -28,9 +28,13 @@ def with_input(workflow: AnyWorkflow, text: str | None, file: str | None, target
 
 
 def options_of(
-    instance_id: str | None, on_conflict: str | None, ignore_input: bool, labels: Mapping[str, str]
+    instance_id: str | None,
+    on_conflict: str | None,
+    ignore_input: bool,
+    labels: Mapping[str, str],
+    lane: str | None = None,
 ) -> dict[str, Any]:
     """Return the options of ``start`` and ``run`` that were given."""
-    given = {"instance_id": instance_id, "on_conflict": on_conflict, "labels": labels or None}
+    given = {"instance_id": instance_id, "on_conflict": on_conflict, "labels": labels or None, "lane": lane}
     mismatch = {"on_mismatch": "ignore"} if ignore_input else {}
     return {name: value for name, value in given.items() if value is not None} | mismatch

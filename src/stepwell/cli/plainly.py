@@ -126,6 +126,8 @@ class Sayer:
         said = f" ({reason.detail.rstrip('.')})" if reason.detail else ""
         decide = ("decide", self._id, reason.path)
         ways = [self._at.command(*decide, "rerun")]
+        if reason.reason == "changed":  # a rerun alone only lets it be compared anew
+            ways.insert(0, self._at.command("worker", "MODULE:WORKFLOW"))
         if reason.path:
             ways.append(self._at.command(*decide, "complete", "--value", "JSON"))
         ways.append(self._at.command(*decide, "fail", "--reason", "WHY"))
@@ -147,7 +149,7 @@ _EXAMPLES: Final = {"bool": "true", "str": '"text"', "int": "1", "float": "1.5",
 _HELD: Final = {
     "interrupted": "Nobody knows whether it happened: look outside, then say so.",
     "undecodable": "A stored value does not fit the code: mend the declared type, then rerun; or give the result.",
-    "changed": "The workflow was changed so that it does not fit what is done: run code that fits, then rerun.",
+    "changed": "The workflow was changed so that it does not fit what is done. It goes on once code that fits runs.",
     "quarantined": "Its processes died again and again: find out why, then rerun.",
 }
 

@@ -25,6 +25,7 @@ POLICIES = ("fail", "use_existing", "terminate_existing", "restart_if_failed")
 )
 @click.option("--ignore-input", is_flag=True, help="Attach to what exists even if its input was another one.")
 @labels_option("A label to find the instance by; may be repeated.")
+@click.option("--lane", metavar="LANE", help="Where --max-running of a worker holds for each lane by itself.")
 @database_option
 @json_option
 def command(
@@ -35,6 +36,7 @@ def command(
     on_conflict: str | None,
     ignore_input: bool,
     labels: tuple[str, ...],
+    lane: str | None,
     db: str | None,
     as_json: bool,
 ) -> None:
@@ -48,7 +50,7 @@ def command(
 
     found = load_workflow(workflow)
     call = with_input(found, value, file, workflow)
-    options = options_of(instance_id, on_conflict, ignore_input, labels_of(labels))
+    options = options_of(instance_id, on_conflict, ignore_input, labels_of(labels), lane)
     with opened(db, create=True) as at:
         status = at.client.start(*call, **options)
         if as_json:

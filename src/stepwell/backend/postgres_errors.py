@@ -120,7 +120,7 @@ _MEANINGS: Final[tuple[tuple[tuple[str, ...], Callable[[str], BackendError], str
     (
         ("42501",),
         BackendUnavailable,
-        "the role may not do this; give it USAGE on the schema and the rights on its tables",
+        "the role may not do this; give it USAGE on the schema and rights on its tables; `stepwell doctor` says which",
     ),
     (("42P01", "3F000"), BackendUnavailable, "tables of the store are missing; has the schema been dropped?"),
     (("58",), BackendUnavailable, "the server cannot read or write its files; check its disk and its log"),

@@ -105,7 +105,8 @@ class CheckpointingRunner(_Base):
         threads: how many sync tasks of forks may run at once.
         lease: how long this runner's claims outlive its last sign of life, at least 1 s; a runner on the same machine
             sees a dead process at once and does not wait for it.
-        poll: how often a waiting run looks for messages from other processes, at least 1 ms.
+        poll: the longest pause between two looks of a waiting run for messages from other processes, at least 1 ms. It
+            looks more often at first, and pauses for a fiftieth of what it has waited.
         retention: which ended instances are kept; the others are removed about once a minute, in the background, in
             small transactions, as long as this runner is open and has begun to work. Default: all.
         max_crashes: after so many deaths of a process in one step, default 5, tried apart from other suspects, its

@@ -50,7 +50,7 @@ StuckOnes: TypeAlias = list[Stuck]
 Previews: TypeAlias = "list[ChangePreview]"
 
 
-POLL_US: Final = 10_000  # how often a client that waits asks whether anything was written; that costs next to nothing
+POLL_US: Final = 10_000  # the longest pause of a client that waits between two looks; a look costs next to nothing
 
 
 def client_room(backend: Backend, clock: Clock | None) -> Room:

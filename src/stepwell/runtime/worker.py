@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("stepwell.worker")
 
-SHORT_POLL_US: Final = 10_000  # a store that tells of nothing is asked so often whether anybody has written
+SHORT_POLL_US: Final = 10_000  # a store that tells of nothing is asked at least so often whether anybody has written
 CONCURRENCY_MAX: Final = 4_096
 _PAUSE_S: Final = (0.05, 2.0)  # between tries to reach a store, doubled from the first to the last
 

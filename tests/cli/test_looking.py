@@ -215,6 +215,24 @@ def test_explain_says_why_and_what_would_move_it(stepwell, instance_id, words, c
     assert (f"→ {command}\n" in said) if command else "→" not in said
 
 
+def test_explain_names_a_step_once_whose_processes_died(stepwell):
+    """With how many there were, and what follows."""
+    from stepwell import reasons
+    from stepwell.cli.common import opened
+    from stepwell.cli.plainly import Sayer
+    from stepwell.cli.times import Times
+    from stepwell.runtime.explaining import Explanation
+
+    crashed = [reasons.Crashed("die", 1), reasons.Crashed("die", 4, 3)]
+    with opened(str(stepwell.database)) as at:
+        first, later = Sayer(at, Explanation("k", "killer", "running", tuple(crashed), ()), Times(utc=True)).all()
+    follows = "Whoever takes it up tries it again, or holds it if that was one too many."
+    assert (first.path, later.path) == ("die", "die")
+    assert first.text == f"The process that ran attempt 1 is gone. {follows}"
+    before = "3 processes in a row died in it before that"
+    assert later.text == f"The process that ran attempt 4 is gone, and {before}. {follows}"
+
+
 def test_explain_as_json_has_typed_reasons(stepwell):
     """One for each open step, with the commands."""
     (reason,) = stepwell("explain", "gate-1", "--json").json["reasons"]

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 import stepwell.reasons as why
-from stepwell import InstanceHeld, UsageError, WorkflowFailed
+from stepwell import (
+    BackendUnavailable,
+    CheckpointingRunner,
+    InMemoryBackend,
+    InstanceHeld,
+    UsageError,
+    WorkflowClient,
+    WorkflowFailed,
+    task,
+    workflow,
+)
 from stepwell.backend.base import Want
 from stepwell.backend.liveness import this_process
 from stepwell.engine import events as e
@@ -13,6 +23,7 @@ from stepwell.engine.frontier import Frontier
 from stepwell.runtime.live import Live, frontier_of
 from stepwell.runtime.outside import left_at_rest
 from stepwell.testing.conformance.examiner import dead_holder
+from stepwell.testing.faults import Fault, FaultyBackend
 from stepwell.types import Complete, Decision, Fail, Rerun
 
 from .client_worlds import ID, World
@@ -143,3 +154,28 @@ def test_a_step_that_has_recovered_owes_nothing(world: World) -> None:
     die(world, 2)
     assert world.runner.resume(world.flows.quick, ID) == 3
     assert world.client.explain(ID).reasons == ()
+
+
+def test_what_was_begun_and_cut_off_is_not_said_to_be_pending() -> None:
+    """A holder that dies before it has left the instance leaves the row as it was created."""
+
+    @task
+    def count(n: int) -> int:
+        return n + 1
+
+    @workflow
+    def twice(n: int) -> int:
+        return count(count(n))
+
+    def strike() -> None:
+        raise BackendUnavailable("the test says so")
+
+    store = InMemoryBackend()
+    client = WorkflowClient(store)
+    client.start(twice, 1, instance_id=ID)
+    assert client.explain(ID).state == "pending"
+    faults = [Fault("before", "commit", number) for number in range(2, 10)]
+    with pytest.raises(BackendUnavailable), CheckpointingRunner(FaultyBackend(store, faults, strike)) as runner:
+        runner.recover([twice])
+    assert [each.path for each in client.attempts(ID)] == ["count"]
+    assert client.explain(ID).state == "running"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stepwell import reasons as r
+from stepwell.runtime.ending import died_text
 from stepwell.runtime.explaining import in_offer
 from stepwell.runtime.stored import load, stored_plan
 from stepwell.timing import duration_us
@@ -60,6 +61,10 @@ class Sayer:
             case r.CutOff(path):
                 text = "It was cut off, and may run at most once: the next worker that comes will ask for a decision."
                 return Saying(path, "stopped", text)
+            case r.Crashed(path, attempt, crashes):
+                before = f", and {died_text(crashes)} before that" if crashes else ""
+                text = f"The process that ran attempt {attempt} is gone{before}. Whoever takes it up tries it again"
+                return Saying(path, "ready", f"{text}, or holds it if that was one too many.")
             case r.DueAt(path, at):
                 return Saying(path, "waits", f"A delay, over at {self._when(at)}.")
             case r.AwaitsSignal():

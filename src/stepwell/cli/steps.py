@@ -15,6 +15,7 @@ from stepwell.engine.frontier import Frontier, Step
 from stepwell.engine.moved import renumbering
 from stepwell.errors import InstanceDamaged
 from stepwell.flow.plan import Key, Plan, Turns
+from stepwell.runtime.explaining import shown_state
 from stepwell.runtime.inspection import ErrorInfo, Row, error_info, journal
 from stepwell.runtime.live import frontier_of
 from stepwell.runtime.stored import load, stored_plan
@@ -80,7 +81,7 @@ class Run:
     @property
     def shown_state(self) -> State:
         """The state that an observer would name now."""
-        return self.state.status(self.now_us) if self.header.session else self.header.state
+        return shown_state(self.header, self.state, self.now_us)
 
     @property
     def end_us(self) -> int:

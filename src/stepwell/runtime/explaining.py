@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import msgspec
 
-from stepwell.backend.base import Loaded
+from stepwell.backend.base import Header, Loaded
 from stepwell.engine import facts as f
 from stepwell.engine.frontier import Frontier, Request, Step
 from stepwell.flow.plan import Key, Plan, Turns
@@ -340,8 +340,16 @@ def explain(room: Room, instance_id: str) -> Explanation:
     reader = _Reader(room, loaded, plan, state, now)
     reasons = () if state.ended == "completed" else (*reader.of_instance(), *reader.of_steps())
     pending = tuple(map(message_in_words, loaded.mail))
-    shown = state.status(now) if loaded.header.session else loaded.header.state
-    return Explanation(instance_id, plan.name, shown, reasons, pending)
+    return Explanation(instance_id, plan.name, shown_state(loaded.header, state, now), reasons, pending)
+
+
+def shown_state(header: Header, state: Frontier, now_us: int) -> State:
+    """Return the state that an observer would name now.
+
+    The row says how it was left last, and not what a holder has done since, also one that has died.
+    """
+    begun = header.state == "pending" and header.seq > 1  # the first entry is written by whoever creates it
+    return state.status(now_us) if header.session or begun else header.state
 
 
 class _Reader:

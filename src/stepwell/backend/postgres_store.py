@@ -402,17 +402,15 @@ class _Attempt:
         self.doubt = self.doubt or db.doubt
         session, changes = self._session, self._changes
         assert session is not None
-        outcomes: list[Outcome] = ["done"] * len(changes)
         if all(change.rest is None and not change.taken for change in changes):
             if not db.run(sql.STEPS, *steps(session, changes)):
                 raise NotAdmitted
-            return outcomes
+            return ["done" for _ in changes]
         values = steps(session, changes), rests(changes, self.nonce)
         count, mail = db.row(sql.RESTS, *values[0], *values[1]) or (0, None)
         if count != len(changes):
             raise NotAdmitted
-        outcomes = ["mail" if mail and each.instance in mail else "done" for each in changes]
-        return outcomes
+        return ["mail" if mail and each.instance in mail else "done" for each in changes]
 
 
 # --- sessions and messages, inside a transaction ------------------------------------------------------

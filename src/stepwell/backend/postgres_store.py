@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from stepwell.errors import BackendUnavailable, LeaseLost, OptionError
 from stepwell.types import ENDED
@@ -51,9 +51,9 @@ from .postgres_rows import (
 )
 from .postgres_runs import Db, NotAdmitted, Runs, TryAgain
 
+T = TypeVar("T")
+CLASHES: Final = 3  # tries of what met a seq that was being taken
 Answer: TypeAlias = "Created | Header | Literal['conflict']"
-
-TRIES_MAX: Final = 100  # of a commit that others are always faster with
 
 
 class Store:
@@ -122,7 +122,10 @@ class Store:
         if all(_is_new_and_plain(each) for each in creations):
             answers = self._write.once(lambda db: self._create_all(db, session, creations, nonce))
         else:
-            answers = self._write.together(lambda db: self._create_in_turn(db, session, creations, nonce))
+            found = self._in_turn(lambda db: self._create_in_turn(db, session, creations, nonce))
+            if found is None:
+                raise BackendUnavailable("a run is in the way that is not seen here; begin the transaction again")
+            answers = found
         if any(_is_news(session, *each) for each in zip(creations, answers, strict=True)):
             self._wrote()
         return answers
@@ -245,18 +248,11 @@ class Store:
                 raise NotAdmitted
             outcomes = self._write.once(attempt.at_once)
         except NotAdmitted:
-            outcomes = self._commit_again(session, changes, attempt)
+            outcomes = self._commit_in_turn(session, changes, attempt)
         landed = any(each != "conflict" and each != "held" for each in outcomes)
         if landed and (session is None or any(each.rest is not None for each in changes)):
             self._wrote()
         return outcomes
-
-    def _commit_again(self, session: Session | None, changes: Sequence[Change], attempt: _Attempt) -> Sequence[Outcome]:
-        """Go through the changes one by one. Who writes meanwhile may be seen only after it has taken a seq from us."""
-        for _ in range(TRIES_MAX):
-            with suppress(NotAdmitted):
-                return self._commit_in_turn(session, changes, attempt)
-        raise BackendUnavailable("others write to the same instances again and again")
 
     def _commit_in_turn(
         self, session: Session | None, changes: Sequence[Change], attempt: _Attempt
@@ -272,7 +268,20 @@ class Store:
             most = self._commit_most(db, session, changes, attempt)
             return [most.get(at) or self._commit_one(db, session, each, attempt) for at, each in enumerate(changes)]
 
-        return self._write.together(work)
+        outcomes = self._in_turn(work)
+        return outcomes if outcomes is not None else ["conflict" for _ in changes]
+
+    def _in_turn(self, work: Callable[[Db], T]) -> T | None:
+        """Do work in one transaction; return ``None``, with nothing written, if it meets a seq that it cannot see.
+
+        A step locks nothing but its session. So another one's may be on its way (a task's transaction, a holder that is
+        being replaced), seen by nobody until it refuses ours; after that it is seen, but for a user's transaction that
+        sees only what was there when it began.
+        """
+        for _ in range(CLASHES):
+            with suppress(NotAdmitted):
+                return self._write.together(work)
+        return None
 
     def _commit_most(
         self, db: Db, session: Session | None, changes: Sequence[Change], attempt: _Attempt

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from hashlib import blake2b
 from itertools import count
-from select import select
+from select import POLLIN, poll
 from typing import Final
 
 import psycopg
@@ -44,6 +44,7 @@ class Hints:
         self._watchers: dict[int, Callable[[], None]] = {}
         self._keys = count()
         self._listener: Listener | None = None
+        self._closed = False
         self._sent_s = 0.0
         self._later: threading.Timer | None = None
         self.channel = f"stepwell_{blake2b(server.place.schema.encode(), digest_size=8).hexdigest()}"
@@ -85,6 +86,8 @@ class Hints:
             return False
         if self._listener is None:
             with self._lock:
+                if self._closed:  # whoever asks while it is being closed
+                    return False
                 if self._listener is None:
                     self._listener = Listener(self._server, self.channel, self.heard)
         return True
@@ -92,8 +95,8 @@ class Hints:
     def wrote(self) -> None:
         """Take note of a write that somebody may wait for, and let other processes know soon."""
         self.heard()
-        if self._listener is not None:
-            self._listener.tell()
+        if (listener := self._listener) is not None:
+            listener.tell()
             return
         with self._lock:
             if self._later is not None:
@@ -119,6 +122,7 @@ class Hints:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             later, self._later = self._later, None
             listener, self._listener = self._listener, None
         if later is not None:
@@ -144,7 +148,7 @@ class Listener:
         self._server, self._channel, self._heard = server, channel, heard
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
-        self._closing = self.untold = False
+        self._closing = self.untold = self._telling = False
         self._told_s = 0.0
         self._thread = threading.Thread(target=self._run, name="stepwell-listen", daemon=True)
         self._ready = threading.Event()
@@ -169,22 +173,24 @@ class Listener:
             self._theirs.send(b"x")
 
     def _run(self) -> None:
-        tries = 0
+        tries, missed = 0, False
         while not self._closing:
             try:
                 with closing(self._server.connect()) as connection:
                     connection.execute(f"LISTEN {self._channel}".encode())
                     self._ready.set()
-                    if tries:
+                    if missed:
                         self._heard()  # something may have been said meanwhile
                     tries = 0
                     self._listen(connection)
             except (psycopg.Error, OSError, StepwellError):
                 tries += 1
+            missed = True
+            self.untold, self._telling = self.untold or self._telling, False  # it may not have come through
             self._ready.set()
             self._drain()
             if not self._closing:
-                select([self._ours], [], [], random.uniform(0.3, 1) * PAUSE_S[min(tries, len(PAUSE_S) - 1)])  # noqa: S311
+                _readable(random.uniform(0.3, 1) * PAUSE_S[min(tries, len(PAUSE_S) - 1)], self._ours.fileno())  # noqa: S311
         self._ours.close()
 
     def _listen(self, connection: BoundedConnection) -> None:
@@ -198,7 +204,7 @@ class Listener:
             if not asked_s and (query := self._query(now, heard_s)):
                 pgconn.send_query(query)
                 asked_s = now
-            ready, _, _ = select([pgconn.socket, self._ours.fileno()], [], [], self._patience_s(asked_s, now))
+            ready = _readable(self._patience_s(asked_s, now), pgconn.socket, self._ours.fileno())
             self._drain()
             if pgconn.socket not in ready:
                 continue
@@ -207,14 +213,18 @@ class Listener:
             if asked_s and not pgconn.is_busy():
                 while pgconn.get_result() is not None:
                     continue
-                asked_s = 0.0
+                asked_s, self._telling = 0.0, False
             if _notified(pgconn):
                 self._heard()
 
     def _query(self, now: float, heard_s: float) -> bytes:
         """Return what is to be said to the server now, if anything."""
         if self.untold and now - self._told_s >= APART_S:
-            self.untold, self._told_s = False, now  # in this order: what is written from now on is told again
+            self._telling, self.untold, self._told_s = (
+                True,
+                False,
+                now,
+            )  # in this order: what is written from now on is told again
             return f"NOTIFY {self._channel}".encode()
         return b"SELECT 1" if now - heard_s > HEALTH_S else b""
 
@@ -227,6 +237,14 @@ class Listener:
         with suppress(BlockingIOError):
             while self._ours.recv(64):
                 continue
+
+
+def _readable(seconds: float, *files: int) -> set[int]:
+    """Wait until there is something to read, at most so long. A file's number may be any, which select() refuses."""
+    waiting = poll()
+    for each in files:
+        waiting.register(each, POLLIN)
+    return {each for each, _ in waiting.poll(seconds * 1_000)}
 
 
 def _notified(pgconn: PGconn) -> bool:

@@ -119,6 +119,7 @@ class Pool(Serving):
         self._pace = Pace()
         self._draining = self._leaving = False
         self._asked, self._poll_at, self._polls = -1, 0, 0
+        self._helps, self._helped_ns = True, 0
         self._learned_ns = 0
         self._again = False  # something was claimed a moment ago, and there may be more of another kind
         self._guest_hint = -1
@@ -261,7 +262,9 @@ class Pool(Serving):
             self._polling.came(now_ns)
         elif now_ns < self._poll_at and not due:
             return False
-        self._look_at, self._polls = 0, self._polls + (hint == self._asked and not self._again)
+        self._look_at, polls = 0, hint == self._asked and not self._again
+        self._polls += polls
+        self._helps = not (polls and self._polls % 2)  # an idle worker asks for offers at every second poll
         taken = super()._take(limit)
         self._again = taken and self._look_at > 0
         if self._again:
@@ -435,7 +438,8 @@ class Pool(Serving):
 
     def _claim(self, limit: int) -> Sequence[Loaded]:
         if not self._lives:  # whoever is idle begins sooner this way; others first help to end what has begun
-            if not (found := super()._claim(limit)):
+            found = super()._claim(limit)
+            if not found or time.perf_counter_ns() - self._helped_ns > AHEAD_NS:
                 self._take_offers()
             return found
         self._take_offers()
@@ -443,8 +447,9 @@ class Pool(Serving):
 
     def _take_offers(self) -> None:
         free = self._concurrency - self._flights.here - len(self._backlog)
-        if free <= 0 or (self._polls % 2 and not self._lives):  # an idle worker asks for offers at every second poll
+        if free <= 0 or not (self._helps or self._lives):
             return
+        self._helped_ns = time.perf_counter_ns()
         known = [each.definition for each in self._known]
         want = Want(known, self.room.clock.now_us(), free, tuple(self._tags))
         for claimed in self.room.fenced(self._backend.claim_offers, want):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
@@ -102,3 +103,21 @@ def test_an_instance_that_begins_with_a_wait_is_created_waiting() -> None:
         assert (status.state, status.held_by) == ("waiting", "")
         assert status.due is not None
         assert (status.due - status.created).total_seconds() == 3600
+
+
+def plainly_halved(x: int) -> int:
+    return x // 2
+
+
+@pytest.mark.parametrize("runnable", [halved, plainly_halved])
+def test_a_result_of_a_single_task_or_function(runnable: Any) -> None:
+    """What can be run by itself can be asked for by itself, on either kind of runner."""
+    store = InMemoryBackend()
+    with CheckpointingRunner(store) as runner:
+        assert runner.run(runnable, 8, instance_id="a") == runner.result(runnable, "a") == 4
+
+    async def on_a_loop() -> object:
+        async with AsyncCheckpointingRunner(store) as runner:
+            return await runner.result(runnable, "a")
+
+    assert asyncio.run(on_a_loop()) == 4

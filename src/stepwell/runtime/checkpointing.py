@@ -203,8 +203,8 @@ class CheckpointingRunner(_Base):
             InstanceNotFound, InstanceConflict: there is no such instance, or it is of another workflow.
         """
         check_no_loop("CheckpointingRunner")
-        self._room.prepare(workflow)
-        return self.client.result(instance_id, workflow, timeout=timeout)
+        known: Workflow[Any, Out] = self._room.prepare(workflow).workflow  # of a task or function too
+        return self.client.result(instance_id, known, timeout=timeout)
 
     def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """Continue every instance of these workflows that can go on and that no live session holds.
@@ -311,8 +311,8 @@ class AsyncCheckpointingRunner(_Base):
 
     async def result(self, workflow: Workflow[Any, Out], instance_id: str, *, timeout: Duration | None = None) -> Out:
         """See :meth:`CheckpointingRunner.result`."""
-        self._room.prepare(workflow)
-        return await self.client.result(instance_id, workflow, timeout=timeout)
+        known: Workflow[Any, Out] = self._room.prepare(workflow).workflow  # of a task or function too
+        return await self.client.result(instance_id, known, timeout=timeout)
 
     async def recover(self, workflows: Iterable[AnyWorkflow], *, wait: bool = False) -> list[InstanceStatus]:
         """See :meth:`CheckpointingRunner.recover`."""

@@ -79,6 +79,20 @@ def test_what_it_wrote_commits_with_its_step(runner: CheckpointingRunner, server
     assert booked(server) == [("in", 5)]
 
 
+def test_others_are_told_of_the_end_that_a_transaction_is(server: Server) -> None:
+    """Whoever waits for the instance hears of its end, as of any other."""
+    schema, heard = server.new_schema(), threading.Event()
+    with (
+        PostgresBackend(server.dsn(), schema=schema) as other,
+        PostgresBackend(server.dsn(), schema=schema) as backend,
+        CheckpointingRunner(backend) as runner,
+    ):
+        runner.run(plain, 5)
+        assert other.watch(heard.set) is not None
+        runner.run(deposit, 5)
+        assert heard.wait(10)
+
+
 def test_an_error_undoes_what_was_written(runner: CheckpointingRunner, server: Server) -> None:
     """The attempt that fails leaves nothing; the one that succeeds leaves its rows once."""
     tries: list[int] = []

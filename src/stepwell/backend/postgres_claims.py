@@ -180,10 +180,10 @@ class ClaimStore(Store):
 
     def release(self, session: Session, instances: Sequence[int]) -> None:
         values = session.id, session.token, int8s(sorted(instances))
-        live, freed = self._write.once(lambda db: db.row(sql.RELEASE, *values) or (0, 0))
+        live, _ = self._write.once(lambda db: db.row(sql.RELEASE, *values) or (0, 0))
         if not live:
             raise lost()
-        if freed:
+        if instances:  # what is not held any more was ended by its task's transaction, which told nobody
             self._wrote()
 
     # --- offers -------------------------------------------------------------------------------------

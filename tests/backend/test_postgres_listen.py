@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from enum import IntEnum
 from threading import Event
 from typing import Any
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 from stepwell.backend import postgres_listen
 from stepwell.backend.postgres import PostgresBackend
 from stepwell.backend.postgres_listen import Listener
+from stepwell.backend.postgres_pack import packed_values
 from stepwell.testing.sample import T0, create, creation
 
 from ..postgres import Server, until  # noqa: TID252 - the tests are not installed
@@ -122,3 +124,26 @@ def test_what_was_told_to_a_connection_that_hung_is_told_again(
         assert again.wait(10)
         proxy.thaw()
         assert heard.wait(10)
+
+
+def test_what_a_user_s_transaction_brings_is_told_with_its_commit(postgres_place: tuple[str, str]) -> None:
+    """A worker need not wait for its poll to begin what was started in somebody's own transaction."""
+    dsn, schema = postgres_place
+    with PostgresBackend(dsn, schema=schema) as one, PostgresBackend(dsn, schema=schema) as other:
+        heard = Event()
+        end = other.watch(heard.set)
+        assert end is not None
+        made = replace(creation(one), due_us=T0)
+        with one.connect() as connection:
+            one.within(connection).create(None, [made])
+            before = heard.is_set()
+            connection.commit()
+        assert heard.wait(20)
+        assert not before
+        end()
+
+
+@pytest.mark.parametrize("value", [IntEnum("Few", ["one"])(1), type("Bytes", (bytes,), {})(b"x")])
+def test_a_value_of_a_subclass_is_sent_as_what_it_is(value: Any) -> None:
+    """An option that is an enum, or a codec's own kind of bytes."""
+    assert packed_values([value]) == packed_values([int(value) if isinstance(value, int) else bytes(value)])

@@ -362,38 +362,48 @@ def test_a_start_in_it_lands_with_the_step(runner: CheckpointingRunner, backend:
 
 # --- the class of the connection ----------------------------------------------------------------------
 
+GIVEN = {"sqlite": apsw.Connection, "postgres": psycopg.Connection}
+NAMES = {"sqlite": "apsw.Connection", "postgres": "psycopg.Connection"}
+OTHER = {"sqlite": "postgres", "postgres": "sqlite"}
 
-@pytest.mark.parametrize("kind", [apsw.Connection, object], ids=["apsw", "object"])
-def test_the_class_that_it_gives_may_be_named(runner: CheckpointingRunner, backend: SqliteBackend, kind: Any) -> None:
+
+@pytest.mark.parametrize("any_class", [False, True])
+def test_the_class_that_it_gives_may_be_named(
+    runner: CheckpointingRunner, backend: Store, kind: str, any_class: bool
+) -> None:
     """Then type checkers know it, and it is the same connection."""
 
     @task
     def named(cents: int) -> int:
-        with task_context().transaction(kind) as db:
-            db.execute("INSERT INTO entry VALUES ('in', ?)", (cents,))
+        with task_context().transaction(object if any_class else GIVEN[kind]) as db:
+            insert(db, "in", cents)
         return cents
 
     assert runner.run(Flow("bank").then(named).build(), 4) == 4
     assert booked(backend) == [("in", 4)]
 
 
-@pytest.mark.parametrize("kind", [psycopg.Connection, psycopg.Connection[tuple[Any, ...]], sqlite3.Connection])
-def test_a_task_for_another_database_is_refused(runner: CheckpointingRunner, backend: SqliteBackend, kind: Any) -> None:
+@pytest.mark.parametrize("which", ["the other store's", "a generic of it", "no store's"])
+def test_a_task_for_another_database_is_refused(runner: CheckpointingRunner, kind: str, which: str) -> None:
     """Both classes are named, nothing is written, and the file's lock is free again."""
+    other: Any = sqlite3.Connection if which == "no store's" else GIVEN[OTHER[kind]]
+    wanted = "sqlite3.Connection" if which == "no store's" else NAMES[OTHER[kind]]
+    if which == "a generic of it" and kind == "sqlite":
+        other = psycopg.Connection[tuple[Any, ...]]
 
     @task
     def named(cents: int) -> int:
-        with task_context().transaction(kind):
+        with task_context().transaction(other):
             return cents
 
     with pytest.raises(WorkflowFailed) as failed:
         runner.run(Flow("bank").then(named).build(), 4)
     cause = failed.value.__cause__
-    wanted = "sqlite3.Connection" if kind is sqlite3.Connection else "psycopg.Connection"
+    store = "SqliteBackend" if kind == "sqlite" else "PostgresBackend"
     assert isinstance(cause, UsageError)
     assert str(cause) == (
-        f"named asks for transaction({wanted}), and its store, a SqliteBackend, gives apsw.Connection; "
-        "write transaction(apsw.Connection), or run it on a store that gives the other"
+        f"named asks for transaction({wanted}), and its store, a {store}, gives {NAMES[kind]}; "
+        f"write transaction({NAMES[kind]}), or run it on a store that gives the other"
     )
     assert runner.run(Flow("bank").then(deposit).build(), 4) == 5
 

@@ -24,6 +24,7 @@ from .postgres_store import Store
 
 T = TypeVar("T")
 
+NOTIFY: Final = "SELECT pg_catalog.pg_notify($1, '')"
 CHECK: Final = "SELECT to_regclass($1) IS NOT NULL, current_setting('synchronous_commit')"
 META: Final = "SELECT value FROM @meta WHERE key = 'backend_id'"
 
@@ -72,8 +73,18 @@ def join(server: Server, backend_id: str, connection: object) -> Store:
     theirs: psycopg.Connection[Any] = connection  # pyright: ignore[reportUnknownVariableType]
     if theirs.closed:
         raise OptionError("connection= is closed; open another one with backend.connect()")
-    savepoints = Savepoints(server, backend_id, theirs)
-    return Store(savepoints, savepoints)  # what is not committed yet is told to nobody
+    return JoinedStore(Savepoints(server, backend_id, theirs), server.channel)
+
+
+class JoinedStore(Store):
+    """Told of is what is committed: the word goes with the transaction, and with nothing if that is undone."""
+
+    def __init__(self, savepoints: Savepoints, channel: str) -> None:
+        super().__init__(savepoints, savepoints)
+        self._channel = channel
+
+    def _wrote(self) -> None:
+        self._write.once(lambda db: db.rows(NOTIFY, self._channel))
 
 
 class Savepoints:

@@ -22,6 +22,8 @@ import random
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import cached_property
+from hashlib import blake2b
 from re import sub
 from select import POLLIN, POLLOUT, poll
 from threading import RLock
@@ -227,6 +229,11 @@ class Server:
         self._pid = os.getpid()
         self._version = 0
         self.closed = False
+
+    @cached_property
+    def channel(self) -> str:
+        """The channel on which those who use this schema tell each other that they have written."""
+        return f"stepwell_{blake2b(self.place.schema.encode(), digest_size=8).hexdigest()}"
 
     def check(self) -> None:
         """Refuse a backend that is closed or was made before a fork."""

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from hashlib import blake2b
 from itertools import count
 from select import POLLIN, poll
 from typing import Final
@@ -47,7 +46,6 @@ class Hints:
         self._closed = False
         self._sent_s = 0.0
         self._later: threading.Timer | None = None
-        self.channel = f"stepwell_{blake2b(server.place.schema.encode(), digest_size=8).hexdigest()}"
 
     def hint(self) -> int:
         self._server.check()
@@ -89,7 +87,7 @@ class Hints:
                 if self._closed:  # whoever asks while it is being closed
                     return False
                 if self._listener is None:
-                    self._listener = Listener(self._server, self.channel, self.heard)
+                    self._listener = Listener(self._server, self.heard)
         return True
 
     def wrote(self) -> None:
@@ -118,7 +116,7 @@ class Hints:
     def _send(self) -> None:
         self._sent_s = time.monotonic()
         with suppress(StepwellError):  # it is a hint, and what it is about has landed
-            self._line.once(lambda db: db.rows("SELECT pg_notify($1, '')", self.channel))
+            self._line.once(lambda db: db.rows("SELECT pg_notify($1, '')", self._server.channel))
 
     def close(self) -> None:
         with self._lock:
@@ -144,8 +142,8 @@ class Listener:
         untold: whether there is something to tell that was not sent yet.
     """
 
-    def __init__(self, server: Server, channel: str, heard: Callable[[], None]) -> None:
-        self._server, self._channel, self._heard = server, channel, heard
+    def __init__(self, server: Server, heard: Callable[[], None]) -> None:
+        self._server, self._channel, self._heard = server, server.channel, heard
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._closing = self.untold = self._telling = False

@@ -77,7 +77,12 @@ def from_utf8(data: bytes) -> str:
 
 def packed_values(values: Sequence[object]) -> list[bytes | None]:
     """Return parameters as they are sent."""
-    return [_PACKED[value.__class__](value) for value in values]
+    return [(_PACKED.get(value.__class__) or _packer_of(value))(value) for value in values]
+
+
+def _packer_of(value: object) -> Callable[[Any], bytes | None]:
+    """Return how a value of a subclass is sent: as what it is a kind of."""
+    return next(pack for kind, pack in _PACKED.items() if isinstance(value, kind))
 
 
 def _as_it_is(value: object) -> bytes | None:

@@ -343,7 +343,7 @@ class Pool(Serving):
         wait = super()._wait()
         if wait is None:
             return None
-        if self._again:
+        if self._again and not self._draining:
             return wait._replace(poll_us=AGAIN_NS // 1_000)
         if self._unwatch is None:  # a store that tells of nothing is asked in short intervals
             return wait

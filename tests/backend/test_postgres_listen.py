@@ -7,14 +7,14 @@ import resource
 from collections.abc import Iterator
 from enum import IntEnum
 from threading import Event
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from msgspec.structs import replace
 
 from stepwell.backend import postgres_listen
 from stepwell.backend.postgres import PostgresBackend
-from stepwell.backend.postgres_listen import Listener
+from stepwell.backend.postgres_listen import Listener, has_answered
 from stepwell.backend.postgres_pack import packed_values
 from stepwell.testing.sample import T0, create, creation
 
@@ -147,3 +147,22 @@ def test_what_a_user_s_transaction_brings_is_told_with_its_commit(postgres_place
 def test_a_value_of_a_subclass_is_sent_as_what_it_is(value: Any) -> None:
     """An option that is an enum, or a codec's own kind of bytes."""
     assert packed_values([value]) == packed_values([int(value) if isinstance(value, int) else bytes(value)])
+
+
+def test_an_answer_that_breaks_off_is_not_waited_for() -> None:
+    """A session that the server ends has one result, and nothing behind it: to ask for that stops the whole process."""
+
+    class Line:
+        results: ClassVar[list[object]] = [object()]
+
+        def is_busy(self) -> bool:
+            return not self.results
+
+        def get_result(self) -> object:
+            assert self.results, "it would wait without a limit"
+            return self.results.pop()
+
+    line: Any = Line()
+    assert not has_answered(line)
+    line.results.extend([None, object()])
+    assert has_answered(line)

@@ -208,9 +208,7 @@ class Listener:
                 continue
             heard_s = time.monotonic()
             pgconn.consume_input()
-            if asked_s and not pgconn.is_busy():
-                while pgconn.get_result() is not None:
-                    continue
+            if asked_s and has_answered(pgconn):
                 asked_s, self._telling = 0.0, False
             if _notified(pgconn):
                 self._heard()
@@ -218,11 +216,8 @@ class Listener:
     def _query(self, now: float, heard_s: float) -> bytes:
         """Return what is to be said to the server now, if anything."""
         if self.untold and now - self._told_s >= APART_S:
-            self._telling, self.untold, self._told_s = (
-                True,
-                False,
-                now,
-            )  # in this order: what is written from now on is told again
+            self._telling, self._told_s = True, now
+            self.untold = False  # before it is sent: what is written from now on is told again
             return f"NOTIFY {self._channel}".encode()
         return b"SELECT 1" if now - heard_s > HEALTH_S else b""
 
@@ -243,6 +238,18 @@ def _readable(seconds: float, *files: int) -> set[int]:
     for each in files:
         waiting.register(each, POLLIN)
     return {each for each, _ in waiting.poll(seconds * 1_000)}
+
+
+def has_answered(pgconn: PGconn) -> bool:
+    """Take in what has come of an answer, and say whether that was all of it.
+
+    A result that is not there is not asked for: libpq would wait for it without a limit, and with it, as psycopg keeps
+    the interpreter's lock meanwhile, everything in this process.
+    """
+    while not pgconn.is_busy():
+        if pgconn.get_result() is None:
+            return True
+    return False
 
 
 def _notified(pgconn: PGconn) -> bool:

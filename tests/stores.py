@@ -107,7 +107,7 @@ class Stores:
     def _give_spare(self, args: Any, options: Any) -> None:
         dsn, schema = place = _place(args, options)
         if dsn == os.environ.get(DSN) and place not in self.open and OF_A_PATH.fullmatch(schema):
-            self.spares.give(dsn, schema, (options.get("codec") or JsonCodec()).id)
+            self.spares.give(dsn, schema, getattr(options.get("codec") or JsonCodec(), "id", 0))
 
     def _note_schema(self, store: Any, args: Any, options: Any) -> None:
         place = _place(args, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -113,7 +114,7 @@ def _workers(chaos: Chaos) -> str:
             with suppress(ProcessLookupError):
                 os.kill(each.pid, signal.SIGUSR1)
                 os.kill(each.pid, signal.SIGUSR2)
-    time.sleep(0.5)  # the test has failed already; what they write is read next
+    threading.Event().wait(0.5)  # the test has failed already; what they write is read next
     return "\n".join(rows)
 
 

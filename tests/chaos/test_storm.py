@@ -102,6 +102,7 @@ def test_clocks_that_are_ten_minutes_off(begin: Begin) -> None:
         chaos.kill(random.choice(chaos.workers))
     chaos.account.fault("clock ten minutes off", 2, 2)
     for each in [each for each in chaos.workers if each.name != "ahead"]:
+        chaos.until(lambda each=each: chaos.sessions()[each.pid], "it has begun")  # type: ignore[misc]
         chaos.dismiss(each)
     chaos.settle()
     chaos.judge(clocks=False)

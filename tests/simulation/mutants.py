@@ -212,7 +212,7 @@ MUTANTS: Final = (
     Mutant("nothing moves without a word", Pool, "_wait", _word_needed, None, ("no word",)),
     Mutant("max_running is ignored", Pool, "_want", _no_cap, ("capped",), ()),
     Mutant("guests outlive their pool", Pool, "__exit__", _guests_outlive, _WIDE, (*_ZOMBIES, "outage")),
-    Mutant("what was queued is queued again", Pool, "_keep_ready", None, _WIDE, _DOUBT, None, 230),
+    Mutant("what was queued is queued again", Pool, "_keep_ready", None, _WIDE, _DOUBT, None, 150),
     Mutant("a start in doubt counts as another's", desk, "_begun_by_us", lambda was: lambda live, loaded: set(),
            ("careful", "tagged"), _DOUBT),
     Mutant("a claim in doubt is forgotten", Pool, "_compare",

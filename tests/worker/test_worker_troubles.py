@@ -244,7 +244,7 @@ def test_a_guest_that_is_stopped_does_not_answer_for_the_one_after_it(
     room = start(flow, name="bob", tags=["gpu"])._worker._room
     assert began.wait(LIMIT_S)
     other = backend.open_session(this_process("other"), 30_000_000)
-    want = Want(list(backend.next_due("work")), 2**62, 1, ("gpu",))
+    want = Want(list(backend.next_due(["work"])["work"]), 2**62, 1, ("gpu",))
 
     def taken_away() -> Sequence[Offered]:
         backend.hand_back(room.session(), backend.holdings(room.session())[1])

@@ -33,6 +33,7 @@ from .drive import TURN_STEPS
 from .hands import Fatal
 from .invoke import Body, Job, NeedsHolder, Outcome
 from .live import STARTED, Live
+from .pace import AHEAD_NS, GATHER_NS, Pace
 from .patience import PASSING
 from .serving import Serving
 
@@ -41,11 +42,8 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("stepwell.runtime")
 
-AHEAD_NS: Final = 50_000_000  # work is taken up for so long ahead, where steps are quick
-SLOW_US: Final = 1_000_000  # a body is thought to take so long until some have been seen
 WINDOW: Final = 2  # so many times its concurrency may be on offer to others
 PATIENCE_US: Final = 250_000  # so long others may take first what has failed here
-GATHER_NS: Final = 1_000_000  # a commit waits so long at most for quick steps that are about to end
 AGAIN_NS: Final = 5_000_000  # so long after a claim it is asked for the rest: what was claimed goes first
 LEARN_NS: Final = 1_000_000_000  # a worker that claims all the time asks this often at least what else there is
 
@@ -56,34 +54,6 @@ class Drain:
 
 class Leave:
     """Asks a pool to end now, whatever runs."""
-
-
-class Pace:
-    """How quickly work goes, as seen lately."""
-
-    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._now_ns, self._since_ns = now_ns, now_ns()
-        self._ended = self._ahead = 0
-        self._took_us = SLOW_US
-
-    def ended(self, took_us: int) -> None:
-        """A body has ended, which took so long."""
-        self._ended += 1
-        self._took_us += (took_us - self._took_us) // 8
-
-    @property
-    def quick(self) -> bool:
-        """Whether a body in the air is likely to end within the time that a commit may wait for it."""
-        return self._took_us < GATHER_NS // 1_000
-
-    def ahead(self) -> int:
-        """Return how many steps are likely to end within :data:`AHEAD_NS`, bodies, commits and all."""
-        passed_ns = self._now_ns() - self._since_ns
-        if passed_ns > AHEAD_NS:
-            self._ahead = min((self._ahead + 3 * self._ended * AHEAD_NS // passed_ns) // 4, AT_ONCE)
-            self._since_ns += passed_ns
-            self._ended = 0
-        return self._ahead
 
 
 class Pool(Serving):

@@ -19,7 +19,7 @@ from .places import Schemas
 from .test_crash_points import METHODS, Undisturbed, check, undisturbed_run
 
 EVERYTHING = os.environ.get("STEPWELL_CRASH_ALL", "") not in ("", "0")
-STRIDE, WIDE = (1, 1) if EVERYTHING else (4, 40)  # every so many-th place; wide where it is between statements
+STRIDE, WIDE = (1, 1) if EVERYTHING else (2, 40)  # every so many-th place; wide where it is between statements
 FEW = ["after:open_session", "after:create", "before:commit", "after:commit"]
 NAME = "postgres, "
 WORLDS = (*test_crash_requests.WORLDS, *test_crash_changes.WORLDS, *test_crash_transactions.WORLDS)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from stepwell import Flow, WorkflowClient, task
 from stepwell.reasons import Offered
 
 from .conftest import Start
+from .test_worker import LIMIT_S, until
 
-LIMIT_S = 30.0
 TURNS = 1_000
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Look again and again until something holds."""
-    tick, looks = threading.Event(), 0
-    while not holds():
-        tick.wait(0.002)
-        looks += 1
-        assert looks < 10_000, "it does not come to hold"
 
 
 def test_a_stream_of_instances_keeps_no_offer_waiting(client: WorkflowClient, start: Start) -> None:
